@@ -1,0 +1,297 @@
+"""The door to Innkeeper for Python programs.
+
+from innkeeper import Innkeeper
+
+inn = Innkeeper("redis://localhost/0", "redis://localhost/1")
+guest = inn.spawn(name="vm-1", image="file:///srv/images/noble.qcow2", vcpus=2).wait()
+inn.migrate("vm-1", dst="hv-b").wait(timeout_s=600)
+"""
+
+import getpass
+import os
+import socket
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from innkeeper import contract, diagnosis, requests
+from innkeeper.diagnosis import Part
+from innkeeper.errors import InvalidRequest
+from innkeeper.operation import Operation
+from innkeeper.requests import Asker, Message
+from innkeeper.transport import Transport
+from innkeeper.types import (
+    HostView,
+    InstanceSpec,
+    InstanceView,
+    MigrationPolicy,
+    OperationView,
+    RebootPolicy,
+    StopPolicy,
+)
+
+_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "socket", "sentinel"})
+
+
+class Innkeeper:
+    """Asks Innkeeper for work and for what it knows.
+
+    Verbs return an ``Operation`` as soon as the request is sent; questions return their answer.
+    Every call ends within seconds and fails with an ``InnkeeperError``. An object may be shared by
+    threads, and used inside a task of another Celery program.
+
+    Args:
+        broker_url: Redis for requests; by default ``INNKEEPER_BROKER_URL``.
+        result_url: Redis for outcomes; by default ``INNKEEPER_RESULT_URL``.
+        requested_by: who asks, for the record; by default user@host.
+        timeout_s: how long one question may take.
+
+    Raises:
+        InvalidRequest: when an address is missing.
+    """
+
+    def __init__(
+        self,
+        broker_url: str | None = None,
+        result_url: str | None = None,
+        *,
+        requested_by: str | None = None,
+        timeout_s: float = 5,
+    ) -> None:
+        self.requested_by = requested_by or _whoami()
+        self._transport = Transport(
+            _address(broker_url, "INNKEEPER_BROKER_URL"),
+            _address(result_url, "INNKEEPER_RESULT_URL"),
+            timeout_s,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to Redis."""
+        self._transport.close()
+
+    def spawn(
+        self,
+        spec: InstanceSpec | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+        **fields: Any,
+    ) -> Operation:
+        """Ask for a new guest.
+
+        Args:
+            spec: the guest; its fields may be given one by one instead, or beside it.
+            idempotency_key: a name for this request; sent twice it is one operation.
+            reason: free text for the record.
+            **fields: of ``InstanceSpec``.
+
+        Returns:
+            The operation; its result is the instance.
+
+        Raises:
+            InvalidRequest: before anything is sent, with every wrong field.
+            BrokerUnavailable: when Redis does not take the request.
+        """
+        asked = requests.merged(InstanceSpec, spec, fields)
+        return self._send(requests.spawn(asked, self._asker(reason, idempotency_key)))
+
+    def migrate(
+        self,
+        instance: str | UUID,
+        policy: MigrationPolicy | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+        **fields: Any,
+    ) -> Operation:
+        """Ask for a running guest to be moved to another host without a stop.
+
+        Args:
+            instance: its name or UUID.
+            policy: how; its fields, as ``dst``, may be given one by one.
+            idempotency_key: see ``spawn``.
+            reason: free text for the record.
+            **fields: of ``MigrationPolicy``.
+
+        Raises:
+            InvalidRequest: before anything is sent.
+            BrokerUnavailable: when Redis does not take the request.
+        """
+        asked = requests.merged(MigrationPolicy, policy, fields)
+        asker = self._asker(reason, idempotency_key)
+        return self._send(requests.live_migrate(instance, asked, asker))
+
+    def start(
+        self,
+        instance: str | UUID,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+    ) -> Operation:
+        """Ask for a stopped guest to run. Arguments and errors as for ``migrate``."""
+        return self._send(requests.start(instance, self._asker(reason, idempotency_key)))
+
+    def stop(
+        self,
+        instance: str | UUID,
+        policy: StopPolicy | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+        **fields: Any,
+    ) -> Operation:
+        """Ask for a guest to be off, politely first. Arguments and errors as for ``migrate``."""
+        asked = requests.merged(StopPolicy, policy, fields)
+        return self._send(requests.stop(instance, asked, self._asker(reason, idempotency_key)))
+
+    def reboot(
+        self,
+        instance: str | UUID,
+        policy: RebootPolicy | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+        **fields: Any,
+    ) -> Operation:
+        """Ask for a guest to start anew. Arguments and errors as for ``migrate``."""
+        asked = requests.merged(RebootPolicy, policy, fields)
+        return self._send(requests.reboot(instance, asked, self._asker(reason, idempotency_key)))
+
+    def delete(
+        self,
+        instance: str | UUID,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+    ) -> Operation:
+        """Ask for a guest and its disks to be gone. Arguments and errors as for ``migrate``."""
+        return self._send(requests.delete(instance, self._asker(reason, idempotency_key)))
+
+    def instance(self, instance: str | UUID) -> InstanceView:
+        """Return one guest's record.
+
+        Raises:
+            NotFound: when there is none of that name or UUID.
+        """
+        kwargs = {"instance": requests.instance_reference(instance)}
+        return InstanceView.model_validate(self._transport.ask(contract.INSTANCE_SHOW, kwargs))
+
+    def instances(self) -> list[InstanceView]:
+        """Return the records of all guests that are not deleted."""
+        answer = self._transport.ask(contract.INSTANCE_LIST, {})
+        return [InstanceView.model_validate(each) for each in answer]
+
+    def hosts(self) -> list[HostView]:
+        """Return the hosts as their workers last reported them."""
+        answer = self._transport.ask(contract.HOST_LIST, {})
+        return [HostView.model_validate(each) for each in answer]
+
+    def enable_host(self, host: str) -> HostView:
+        """Let the scheduler choose the host again."""
+        kwargs = {"host": host, "requested_by": self.requested_by}
+        return HostView.model_validate(self._transport.ask(contract.HOST_ENABLE, kwargs))
+
+    def disable_host(self, host: str, reason: str) -> HostView:
+        """Keep new guests off the host; those on it stay."""
+        kwargs = {"host": host, "reason": reason, "requested_by": self.requested_by}
+        return HostView.model_validate(self._transport.ask(contract.HOST_DISABLE, kwargs))
+
+    def operation(self, operation_id: str | UUID) -> Operation:
+        """Return a handle on an operation that somebody sent. Asks nothing yet.
+
+        Raises:
+            InvalidRequest: when it is not a UUID.
+        """
+        try:
+            known = UUID(str(operation_id))
+        except ValueError:
+            raise requests.invalid("operation_id", f"{operation_id!r} is not a UUID") from None
+        return Operation(self._transport, known, requested_by=self.requested_by)
+
+    def operations(
+        self, *, active: bool = False, limit: int = 50, instance: str | UUID | None = None
+    ) -> list[OperationView]:
+        """Return operations, the newest first.
+
+        Args:
+            active: only those that have not ended.
+            limit: how many at most.
+            instance: only those of this guest.
+        """
+        kwargs: dict[str, Any] = {"active": active, "limit": limit, "instance": None}
+        if instance is not None:
+            kwargs["instance"] = requests.instance_reference(instance)
+        answer = self._transport.ask(contract.OPERATION_LIST, kwargs)
+        return [OperationView.model_validate(each) for each in answer]
+
+    def check(self) -> list[Part]:
+        """Try every part of Innkeeper; raises nothing, see ``Part``."""
+        return diagnosis.check(self._transport)
+
+    def _asker(self, reason: str | None, idempotency_key: str | None) -> Asker:
+        return Asker(self.requested_by, reason, idempotency_key)
+
+    def _send(self, message: Message) -> Operation:
+        self._transport.publish(
+            message.task,
+            message.kwargs,
+            task_id=message.operation_id,
+            shown_as=message.shown_as,
+        )
+        return Operation(
+            self._transport,
+            message.operation_id,
+            message=message,
+            requested_by=self.requested_by,
+        )
+
+
+def _address(given: str | None, variable: str) -> str:
+    address = given or os.environ.get(variable)
+    if not address:
+        raise _bad_address(variable, "is not set and no address was given")
+    if not _is_redis(address):
+        # The address is not repeated: it may hold a password.
+        raise _bad_address(variable, "is not the address of a Redis")
+    return address
+
+
+def _is_redis(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # Raises when it is not a number.
+    except ValueError:
+        return False
+    return parts.scheme in _SCHEMES
+
+
+def _bad_address(variable: str, what: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{variable} {what}.",
+        {
+            "problems": [{"path": variable, "message": what}],
+            "hint": f"Export {variable}, for example redis://localhost:6379/0.",
+        },
+    )
+
+
+def _whoami() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # A container's numeric user need not have a name.
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

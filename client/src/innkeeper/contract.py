@@ -1,0 +1,77 @@
+"""The names that stand on the wire: tasks, queues, and how an operation's id is made.
+
+Names are only ever added. Clients of one release talk to workers of another, and a task name a
+worker does not know is a message dropped, so none is renamed and none is derived from a module.
+"""
+
+from typing import Final
+from uuid import UUID, uuid4, uuid5
+
+CONTROL_QUEUE: Final = "control"
+HOST_QUEUE_PREFIX: Final = "host."
+
+# Requests: each becomes an operation, whose id is the Celery task id.
+INSTANCE_SPAWN: Final = "innkeeper.instance.spawn"
+INSTANCE_LIVE_MIGRATE: Final = "innkeeper.instance.live_migrate"
+INSTANCE_START: Final = "innkeeper.instance.start"
+INSTANCE_STOP: Final = "innkeeper.instance.stop"
+INSTANCE_REBOOT: Final = "innkeeper.instance.reboot"
+INSTANCE_DELETE: Final = "innkeeper.instance.delete"
+
+REQUEST_TASKS: Final = frozenset(
+    {
+        INSTANCE_SPAWN,
+        INSTANCE_LIVE_MIGRATE,
+        INSTANCE_START,
+        INSTANCE_STOP,
+        INSTANCE_REBOOT,
+        INSTANCE_DELETE,
+    }
+)
+
+# Queries: ordinary tasks that answer in milliseconds and leave nothing behind.
+INSTANCE_SHOW: Final = "innkeeper.instance.show"
+INSTANCE_LIST: Final = "innkeeper.instance.list"
+HOST_LIST: Final = "innkeeper.host.list"
+HOST_ENABLE: Final = "innkeeper.host.enable"
+HOST_DISABLE: Final = "innkeeper.host.disable"
+OPERATION_SHOW: Final = "innkeeper.operation.show"
+OPERATION_LIST: Final = "innkeeper.operation.list"
+OPERATION_CANCEL: Final = "innkeeper.operation.cancel"
+SYSTEM_CHECK: Final = "innkeeper.system.check"
+
+QUERY_TASKS: Final = frozenset(
+    {
+        INSTANCE_SHOW,
+        INSTANCE_LIST,
+        HOST_LIST,
+        HOST_ENABLE,
+        HOST_DISABLE,
+        OPERATION_SHOW,
+        OPERATION_LIST,
+        OPERATION_CANCEL,
+        SYSTEM_CHECK,
+    }
+)
+
+IDEMPOTENCY_NAMESPACE: Final = UUID("6a3f0c52-7d0e-5b43-9d1a-3c1b6a1e8f27")
+
+
+def host_queue(host: str) -> str:
+    """Return the name of the queue that only this host's worker consumes."""
+    return f"{HOST_QUEUE_PREFIX}{host}"
+
+
+def operation_id_for(idempotency_key: str | None) -> UUID:
+    """Choose the id of a new operation.
+
+    Args:
+        idempotency_key: the caller's own name for the request, if it has one.
+
+    Returns:
+        The same id for the same key, always and everywhere, so that a request sent twice is one
+        operation; without a key, a random id.
+    """
+    if idempotency_key is None:
+        return uuid4()
+    return uuid5(IDEMPOTENCY_NAMESPACE, idempotency_key)

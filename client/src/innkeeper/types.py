@@ -1,0 +1,222 @@
+"""What crosses the wire: requests and views, typed, validated, JSON both ways.
+
+Fields are only ever added, with defaults; unknown fields of a view are ignored so that an older
+client reads a newer control worker's answers. Requests forbid unknown fields: a typing error in a
+field's name must not pass for a default.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from innkeeper.errors import InvalidRequest
+from innkeeper.states import BootStage, Handover, InstanceState, OperationState, PowerState, Storage
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+
+
+T = TypeVar("T", bound="Request")
+
+
+class Request(BaseModel):
+    """Base of what a caller sends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class View(BaseModel):
+    """Base of what Innkeeper answers."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class InstanceSpec(Request):
+    """The guest that is wanted.
+
+    Args:
+        name: unique among the living; lower-case letters, digits and hyphens, at most 63.
+        image: a ``file://`` or ``http(s)://`` URL, or an absolute path on the host.
+        sha256: digest of the image file; without one the bytes are taken on trust.
+        image_format: the format the image claims to have; it is checked, never guessed.
+        vcpus: number of virtual CPUs.
+        memory_mib: memory in MiB.
+        disk_gib: size of the root disk in GiB; 0 takes the image's own virtual size.
+        host: the host to use; None lets the scheduler choose.
+        pool: the storage pool of the root disk, as named in the hosts' settings.
+        wait: the boot stage that ends the spawn.
+        boot_timeout_s: how long that stage may take from the start of the guest.
+        bridge: an existing bridge for one NIC; None for no network.
+        power_policy: what to do when the guest goes off by itself.
+        metadata: free text for the owner's use; at most 64 entries.
+    """
+
+    name: Name
+    image: Annotated[str, Field(min_length=1, max_length=4096)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    image_format: Literal["qcow2", "raw"] = "qcow2"
+    vcpus: Annotated[int, Field(ge=1, le=512)] = 1
+    memory_mib: Annotated[int, Field(ge=16, le=16 * 1024 * 1024)] = 256
+    disk_gib: Annotated[int, Field(ge=0, le=64 * 1024)] = 0
+    host: HostName | None = None
+    pool: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,63}$")] = "local"
+    wait: BootStage = BootStage.RUNNING
+    boot_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120
+    bridge: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")] | None = None
+    power_policy: Literal["sync", "stop", "restart", "alert"] = "stop"
+    metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
+
+
+class MigrationPolicy(Request):
+    """How a live migration may proceed.
+
+    Args:
+        dst: the destination; None lets the scheduler choose.
+        storage: what to do with the disks; ``auto`` decides by a probe file.
+        handover: see ``Handover``.
+        max_downtime_ms: the longest pause at the switch-over QEMU may plan for.
+        deadline_s: the whole migration's time; after it, the migration is aborted.
+        bandwidth_mib_s: cap of the link; 0 for none.
+        auto_converge: whether QEMU may throttle the guest so that the migration ends.
+    """
+
+    dst: HostName | None = None
+    storage: Storage = Storage.AUTO
+    handover: Handover = Handover.SAFE
+    max_downtime_ms: Annotated[int, Field(ge=1, le=2_000_000)] = 300
+    deadline_s: Annotated[float, Field(gt=0, le=86400)] = 3600
+    bandwidth_mib_s: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    auto_converge: bool = True
+
+
+class StopPolicy(Request):
+    """How to stop a guest: ACPI first, force after ``grace_s``; ``force`` skips the grace."""
+
+    force: bool = False
+    grace_s: Annotated[float, Field(ge=0, le=3600)] = 60
+
+
+class RebootPolicy(Request):
+    """How to reboot: ``hard`` cuts the power; ``soft`` asks, and turns hard after ``grace_s``."""
+
+    kind: Literal["soft", "hard"] = "soft"
+    grace_s: Annotated[float, Field(ge=0, le=3600)] = 60
+
+
+class Progress(View):
+    """How far an operation is. ``fraction`` is 0…1, never goes back; figures are the step's own."""
+
+    step: str | None = None
+    fraction: float = 0.0
+    text: str = ""
+    figures: dict[str, Any] = Field(default_factory=dict)
+
+
+class InstanceView(View):
+    """A guest as its record says."""
+
+    id: UUID
+    name: str
+    state: InstanceState
+    power_state: PowerState
+    power_observed_at: datetime | None = None
+    host: str | None = None
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    pool: str
+    image: str
+    epoch: int
+    operation_id: UUID | None = None
+    task: str | None = None
+    boot_stage: BootStage | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    created_at: datetime
+    updated_at: datetime
+
+
+class StepView(View):
+    """One entry of an operation's ledger."""
+
+    position: int
+    name: str
+    host: str | None = None
+    state: str
+    attempt: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    elapsed_ms: float | None = None
+    detail: dict[str, Any] = Field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    waiting_for: str | None = None
+    log: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class OperationView(View):
+    """An operation and, in ``steps``, its timeline."""
+
+    id: UUID
+    kind: str
+    state: OperationState
+    instance_id: UUID | None = None
+    instance_name: str | None = None
+    src_host: str | None = None
+    dst_host: str | None = None
+    requested_by: str | None = None
+    reason: str | None = None
+    cancel_requested: bool = False
+    progress: Progress = Progress()
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    deadline_at: datetime | None = None
+    steps: list[StepView] = Field(default_factory=list)
+
+
+class HostView(View):
+    """A hypervisor as its worker last reported it."""
+
+    name: str
+    uuid: UUID
+    is_up: bool
+    is_enabled: bool
+    disabled_reason: str | None = None
+    disabled_by: str | None = None
+    heartbeat_at: datetime | None = None
+    libvirt_version: str | None = None
+    qemu_version: str | None = None
+    cpu_model: str | None = None
+    vcpus_total: int = 0
+    vcpus_claimed: int = 0
+    memory_total_mib: int = 0
+    memory_claimed_mib: int = 0
+    disk_total_gib: int = 0
+    disk_claimed_gib: int = 0
+    instances: int = 0
+
+
+def parse_request(cls: type[T], fields: Any) -> T:
+    """Validate a caller's fields.
+
+    Args:
+        cls: the request's type.
+        fields: what the caller sent, of any JSON type.
+
+    Raises:
+        InvalidRequest: with every problem at once, each with its path.
+    """
+    try:
+        return cls.model_validate(fields)
+    except ValidationError as exc:
+        problems = [
+            {"path": ".".join(str(part) for part in e["loc"]) or "(request)", "message": e["msg"]}
+            for e in exc.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        listing = "; ".join(f"{p['path']}: {p['message']}" for p in problems)
+        raise InvalidRequest(
+            f"The request is not valid ({listing}).", {"problems": problems}
+        ) from None

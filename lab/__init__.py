@@ -1,0 +1,1 @@
+"""Real hypervisors on one machine: libvirtd in namespaces, Postgres, Redis and a tiny guest."""

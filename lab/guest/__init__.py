@@ -1,0 +1,1 @@
+"""The lab's guests: a small Linux and a boot sector."""

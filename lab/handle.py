@@ -1,0 +1,164 @@
+"""A lab as a Python object, for tests, the demo and benchmarks.
+
+with Lab.up(directory, hosts=2, workers=True, owner_pid=os.getpid()) as lab:
+    lab.kill("libvirtd:hv-a")
+    lab.start("libvirtd:hv-a")
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lab import environment, launch, protocol
+from lab.description import Description
+from lab.layout import Layout
+
+
+@dataclass
+class Lab:
+    """A running lab; leaving the context takes it down."""
+
+    layout: Layout
+    description: Description
+    _supervisor: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @classmethod
+    def up(
+        cls,
+        directory: Path,
+        *,
+        hosts: int = 2,
+        workers: bool = True,
+        flower: bool = False,
+        owner_pid: int | None = None,
+        env: Mapping[str, str] | None = None,
+        show: Callable[[str], None] = lambda _: None,
+    ) -> Self:
+        """Bring up a lab and return when all of it is ready.
+
+        Args:
+            directory: its files; kept by `down`, so that a later `up` finds its guests again.
+            owner_pid: end the lab when this process ends, however it ends.
+            env: more variables for Innkeeper's processes.
+            show: is told what is being done.
+
+        Raises:
+            LabError: it could not come up.
+        """
+        layout = Layout(directory.resolve())
+        supervisor = launch.up(
+            layout,
+            hosts=hosts,
+            workers=workers,
+            flower=flower,
+            owner_pid=owner_pid,
+            env=env or {},
+            show=show,
+        )
+        return cls(layout, _describe(layout), supervisor)
+
+    @classmethod
+    def attach(cls, directory: Path) -> Self:
+        """Return the lab that runs in a directory.
+
+        Raises:
+            NotRunningError: none does.
+        """
+        layout = Layout(directory.resolve())
+        return cls(layout, _describe(layout))
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names of the hosts."""
+        return tuple(host.name for host in self.description.hosts)
+
+    def env(self) -> dict[str, str]:
+        """Return the variables for programs outside the hosts (what `lab env` prints)."""
+        return environment.for_callers(self.description)
+
+    def host_env(self, host: str) -> dict[str, str]:
+        """Return all variables of a host's worker."""
+        return self.env() | environment.for_host(self.description, host)
+
+    def libvirt_uri(self, host: str) -> str:
+        """Return the URI of a host's libvirt, usable from outside the host."""
+        return self.description.host(host).libvirt_uri
+
+    def status(self) -> dict[str, Any]:
+        """Return the roles with their processes, and the cuts of the network."""
+        status: dict[str, Any] = protocol.call(self.layout.control_socket, "status")
+        return status
+
+    def role(self, name: str) -> dict[str, Any]:
+        """Return one role's status."""
+        return next(role for role in self.status()["roles"] if role["role"] == name)
+
+    def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> dict[str, Any]:
+        """Signal the process of a role (or ``qemu:HOST:DOMAIN``); wait for its end if it ends."""
+        return self._call("kill", role=role, signal=int(number))
+
+    def start(self, role: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Start a role's process and wait until it is ready; nothing happens if it runs."""
+        return self._call("start", role=role, env=dict(env or {}))
+
+    def cut(self, a: str, b: str, *, one_way: bool = False, port: int | None = None) -> None:
+        """Drop packets between two hosts, or a host and ``services``.
+
+        Args:
+            one_way: drop only what goes from ``a`` to ``b``.
+            port: drop only TCP from or to this port.
+        """
+        protocol.call(self.layout.control_socket, "cut", a=a, b=b, one_way=one_way, port=port)
+
+    def heal(self, a: str | None = None, b: str | None = None) -> None:
+        """Undo the cuts between two members of the network, or all cuts."""
+        pair = [a, b] if a is not None and b is not None else None
+        protocol.call(self.layout.control_socket, "heal", pair=pair)
+
+    def host_command(self, host: str, argv: Sequence[str]) -> list[str]:
+        """Return the command that runs ``argv`` in a host's namespaces."""
+        target = f"--target={self.description.host(host).holder_pid}"
+        return ["nsenter", target, "--mount", "--net", "--uts", "--pid", "--", *argv]
+
+    def exec(
+        self, host: str, argv: Sequence[str], *, timeout_s: float | None = 60.0, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on a host and return its output."""
+        return subprocess.run(
+            self.host_command(host, argv),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=check,
+        )
+
+    def down(self, *, wipe: bool = False) -> None:
+        """Take the lab down; returns when nothing of it is left (but its files, unless wiped)."""
+        launch.down(self.layout, wipe=wipe)
+        if self._supervisor is not None:
+            self._supervisor.wait(30)
+
+    def _call(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        result: dict[str, Any] = protocol.call(self.layout.control_socket, verb, **arguments)
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.down()
+
+
+def _describe(layout: Layout) -> Description:
+    return Description.from_dict(protocol.call(layout.control_socket, "describe"))

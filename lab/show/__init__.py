@@ -1,0 +1,1 @@
+"""What is shown with a lab: the demonstration and the benchmark."""

@@ -1,0 +1,141 @@
+"""Claims: the database decides whether a guest fits, under the host's row lock."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from innkeeper.states import InstanceState
+from models.host import Claim, Host
+from models.instance import Instance
+
+HOST_IS_UP_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostSnapshot:
+    """A host as the scheduler sees it."""
+
+    name: str
+    is_enabled: bool
+    is_up: bool
+    disabled_reason: str | None
+    vcpus_total: int
+    memory_total_mib: int
+    disk_total_gib: int
+    reserved_memory_mib: int
+    cpu_overcommit: float
+    memory_overcommit: float
+    disk_overcommit: float
+    pools: dict[str, dict[str, object]]
+    vcpus_claimed: int
+    memory_claimed_mib: int
+    disk_claimed_gib: int
+    instances: int
+
+    @property
+    def vcpus_free(self) -> float:
+        """Virtual CPUs that may still be claimed, over-commit included."""
+        return self.vcpus_total * self.cpu_overcommit - self.vcpus_claimed
+
+    @property
+    def memory_free_mib(self) -> float:
+        """MiB of memory that may still be claimed, over-commit included, the reserve kept."""
+        usable_mib = self.memory_total_mib - self.reserved_memory_mib
+        return usable_mib * self.memory_overcommit - self.memory_claimed_mib
+
+    @property
+    def disk_free_gib(self) -> float:
+        """GiB of disk that may still be claimed, over-commit included."""
+        return self.disk_total_gib * self.disk_overcommit - self.disk_claimed_gib
+
+
+_SNAPSHOT = """
+    SELECT h.name, h.is_enabled,
+           COALESCE(h.heartbeat_at > clock_timestamp() - make_interval(secs => :up_s), false)
+               AS is_up,
+           h.disabled_reason, h.vcpus_total, h.memory_total_mib, h.disk_total_gib,
+           h.reserved_memory_mib, h.cpu_overcommit, h.memory_overcommit, h.disk_overcommit,
+           h.pools, COALESCE(c.vcpus, 0)::int, COALESCE(c.memory_mib, 0)::int,
+           COALESCE(c.disk_gib, 0)::int, COALESCE(c.instances, 0)::int
+      FROM hosts h
+      LEFT JOIN (SELECT host, sum(vcpus) AS vcpus, sum(memory_mib) AS memory_mib,
+                        sum(disk_gib) AS disk_gib, count(*) AS instances
+                   FROM claims GROUP BY host) c ON c.host = h.name
+"""
+
+
+def list_host_snapshots(session: Session) -> list[HostSnapshot]:
+    """Read every host with the sums of its claims, in one statement, ordered by name."""
+    rows = session.execute(text(_SNAPSHOT + " ORDER BY h.name"), {"up_s": HOST_IS_UP_S})
+    return [HostSnapshot(*row) for row in rows]
+
+
+def lock_host_snapshot(session: Session, name: str) -> HostSnapshot | None:
+    """Lock a host's row and read it anew; claims on it wait for this transaction's end."""
+    locked = session.execute(select(Host.name).where(Host.name == name).with_for_update()).scalar()
+    if locked is None:
+        return None
+    row = session.execute(
+        text(_SNAPSHOT + " WHERE h.name = :name"), {"up_s": HOST_IS_UP_S, "name": name}
+    ).one()
+    return HostSnapshot(*row)
+
+
+def insert_claim(
+    session: Session, *, host: str, instance_id: UUID, operation_id: UUID, sizes: dict[str, int]
+) -> None:
+    """Claim a host's resources for a guest; the host's row must be locked and found to fit.
+
+    A claim that the guest has on the host already is taken over by the operation.
+    """
+    session.execute(
+        insert(Claim)
+        .values(host=host, instance_id=instance_id, operation_id=operation_id, **sizes)
+        .on_conflict_do_update(
+            index_elements=["instance_id", "host"], set_={"operation_id": operation_id, **sizes}
+        )
+    )
+
+
+def release_claim(session: Session, *, host: str, instance_id: UUID) -> None:
+    """Give a guest's claim on a host back; nothing happens when it has none."""
+    session.execute(delete(Claim).where(Claim.host == host, Claim.instance_id == instance_id))
+
+
+def heal_claims(session: Session, *, host: str) -> list[UUID]:
+    """Remove claims of guests that neither live on the host nor are on their way.
+
+    Returns:
+        The instances whose claims had drifted, for the report.
+    """
+    living = select(Instance.id).where(
+        Instance.id == Claim.instance_id,
+        (Instance.operation_id.is_not(None))
+        | ((Instance.host == Claim.host) & (Instance.state != InstanceState.DELETED)),
+    )
+    rows = session.scalars(
+        delete(Claim)
+        .where(
+            Claim.host == host,
+            ~living.exists(),
+            # A claim is made in the same transaction that takes the guest; only settled ones heal.
+            Claim.created_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 1),
+        )
+        .returning(Claim.instance_id)
+    )
+    return list(rows)
+
+
+def move_placement(
+    session: Session, *, instance_id: UUID, src: str, dst: str, domain_epoch: int
+) -> None:
+    """Flip where a guest is and hand its source's claim back: a migration's commit point."""
+    session.execute(
+        update(Instance)
+        .where(Instance.id == instance_id, Instance.host == src)
+        .values(host=dst, domain_epoch=domain_epoch)
+    )
+    release_claim(session, host=src, instance_id=instance_id)

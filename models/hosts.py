@@ -1,0 +1,141 @@
+"""Registration, heartbeat and switching on and off of hosts."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import FencingError, NotFound
+from models.host import Host
+
+
+@dataclass(frozen=True, slots=True)
+class HostRegistration:
+    """What a worker says of its host at start."""
+
+    name: str
+    uuid: UUID
+    worker_id: str
+    boot_id: str
+    libvirt_version: str
+    qemu_version: str
+    hypervisor_type: str
+    cpu_model: str
+    facts: dict[str, Any]
+    migration_address: str
+    pools: dict[str, Any]
+    vcpus_total: int
+    memory_total_mib: int
+    disk_total_gib: int
+    reserved_memory_mib: int
+    cpu_overcommit: float
+    memory_overcommit: float
+    disk_overcommit: float
+
+
+def register_host(session: Session, registration: HostRegistration) -> None:
+    """Write a host's row at the start of its worker.
+
+    Raises:
+        FencingError: the name belongs to another host uuid, or the uuid to another name: a
+            renamed host, a copied state directory or the wrong database. Nothing is changed.
+    """
+    claimants = session.execute(
+        select(Host.name, Host.uuid)
+        .where((Host.name == registration.name) | (Host.uuid == registration.uuid))
+        .with_for_update()
+    ).all()
+    for name, uuid in claimants:
+        if name != registration.name or uuid != registration.uuid:
+            raise FencingError(
+                f"Host {registration.name} has the identity {registration.uuid}, but the database "
+                f"knows {name} as {uuid}.",
+                {
+                    "host": registration.name,
+                    "hint": "Is this the right database, or was the host renamed or its state "
+                    "directory copied? Mend the identity file; nothing was touched.",
+                },
+            )
+    values = asdict(registration)
+    session.execute(
+        insert(Host)
+        .values(**values, heartbeat_at=func.clock_timestamp())
+        .on_conflict_do_update(
+            index_elements=["name"],
+            set_={**values, "heartbeat_at": func.clock_timestamp()},
+        )
+    )
+
+
+def beat_heart(session: Session, name: str, worker_id: str) -> bool:
+    """Write that the host's worker lives.
+
+    Returns:
+        False when another worker process has registered for the host since.
+    """
+    touched = session.execute(
+        update(Host)
+        .where(Host.name == name, Host.worker_id == worker_id)
+        .values(heartbeat_at=func.clock_timestamp())
+        .returning(Host.name)
+    ).scalar_one_or_none()
+    return touched is not None
+
+
+def disable_host(
+    session: Session, name: str, *, kind: str, disabled_by: str | None, reason: str
+) -> Host:
+    """Stop placing guests on a host.
+
+    Args:
+        session: an open transaction.
+        name: the host.
+        kind: ``operator`` or ``auto``; an automatic one never replaces an operator's.
+        disabled_by: who, for the record.
+        reason: why, for the record.
+
+    Raises:
+        NotFound: there is no such host.
+    """
+    host = _get_locked(session, name)
+    if kind == "operator" or host.disabled_kind is None:
+        host.is_enabled = False
+        host.disabled_kind, host.disabled_by, host.disabled_reason = kind, disabled_by, reason
+    session.flush()
+    return host
+
+
+def enable_host(session: Session, name: str, *, kind: str) -> Host:
+    """Allow placing again; an automatic enabling lifts only an automatic disabling.
+
+    Raises:
+        NotFound: there is no such host.
+    """
+    host = _get_locked(session, name)
+    if kind == "operator" or host.disabled_kind == "auto":
+        host.is_enabled = True
+        host.disabled_kind = host.disabled_by = host.disabled_reason = None
+    session.flush()
+    return host
+
+
+def _get_locked(session: Session, name: str) -> Host:
+    host = session.get(Host, name, with_for_update=True)
+    if host is None:
+        raise NotFound(f"There is no host {name!r}.", {"what": "host", "name": name})
+    return host
+
+
+def list_hosts_to_sync(session: Session, *, up_s: float) -> list[str]:
+    """Return the hosts whose workers are alive."""
+    rows = session.execute(
+        text(
+            "SELECT name FROM hosts "
+            "WHERE heartbeat_at > clock_timestamp() - make_interval(secs => :up_s) ORDER BY name"
+        ),
+        {"up_s": up_s},
+    )
+    return [row.name for row in rows]

@@ -1,0 +1,313 @@
+"""The moves of whole operations: begin, turn back, commit, end."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import Busy, NotFound, StateConflict
+from innkeeper.states import InstanceState, OperationState, StepState
+from models.instance import Instance
+from models.operation import Operation, OperationAlias, Step
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A step to be written: its name in the workflow and the host that does it (None: control)."""
+
+    name: str
+    host: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewOperation:
+    """A request that has been validated."""
+
+    id: UUID
+    kind: str
+    params: dict[str, Any]
+    request_digest: str
+    deadline_s: float
+    idempotency_key: str | None = None
+    requested_by: str | None = None
+    reason: str | None = None
+    src_host: str | None = None
+    dst_host: str | None = None
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+
+
+def find_instance_by_reference(session: Session, reference: str) -> Instance | None:
+    """Find a guest by UUID, or by the name it has among the living."""
+    try:
+        return session.get(Instance, UUID(reference))
+    except ValueError:
+        return session.scalars(
+            select(Instance).where(
+                Instance.name == reference, Instance.state != InstanceState.DELETED
+            )
+        ).one_or_none()
+
+
+def get_instance_by_reference(session: Session, reference: str) -> Instance:
+    """Get a guest by UUID or living name.
+
+    Raises:
+        NotFound: when there is none.
+    """
+    instance = find_instance_by_reference(session, reference)
+    if instance is None:
+        raise NotFound(
+            f"There is no instance {reference!r}.", {"what": "instance", "name": reference}
+        )
+    return instance
+
+
+def insert_operation(session: Session, new: NewOperation, steps: Sequence[PlannedStep]) -> None:
+    """Write an operation with its steps; the first step counts as rung, the caller rings next.
+
+    The guest is written into it by ``take_instance``, so that a guest that is held by another
+    operation is found to be Busy before the one-live-operation index refuses.
+    """
+    session.execute(
+        insert(Operation).values(
+            id=new.id,
+            kind=new.kind,
+            params=new.params,
+            request_digest=new.request_digest,
+            idempotency_key=new.idempotency_key,
+            requested_by=new.requested_by,
+            reason=new.reason,
+            src_host=new.src_host,
+            dst_host=new.dst_host,
+            refusals=new.refusals,
+            deadline_at=func.clock_timestamp()
+            + func.make_interval(0, 0, 0, 0, 0, 0, new.deadline_s),
+        )
+    )
+    append_steps(session, new.id, steps, first_position=0)
+
+
+def append_steps(
+    session: Session, operation_id: UUID, steps: Sequence[PlannedStep], *, first_position: int
+) -> None:
+    """Write steps after those the operation has."""
+    if not steps:
+        return
+    session.execute(
+        insert(Step),
+        [
+            {
+                "operation_id": operation_id,
+                "position": first_position + index,
+                "name": step.name,
+                "host": step.host,
+            }
+            for index, step in enumerate(steps)
+        ],
+    )
+    session.execute(
+        text(
+            "UPDATE steps SET rung_at = clock_timestamp(), rings = 1 "
+            "WHERE operation_id = :o AND position = :p"
+        ),
+        {"o": operation_id, "p": first_position},
+    )
+
+
+def take_instance(
+    session: Session,
+    instance_id: UUID,
+    operation: NewOperation,
+    *,
+    allowed: frozenset[InstanceState],
+) -> Instance:
+    """Take a guest for an operation: compare-and-swap on who holds it and what state it is in.
+
+    Raises:
+        Busy: another operation holds it.
+        StateConflict: it is in a state that does not allow the verb.
+        NotFound: it is gone.
+    """
+    row = session.execute(
+        update(Instance)
+        .where(
+            Instance.id == instance_id,
+            Instance.operation_id.is_(None),
+            Instance.state.in_(allowed),
+        )
+        .values(operation_id=operation.id, epoch=Instance.epoch + 1)
+        .returning(Instance)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if row is not None:
+        session.execute(
+            update(Operation)
+            .where(Operation.id == operation.id)
+            .values(instance_id=row.id, epoch=row.epoch, state_before=row.state.value)
+        )
+        return row
+    now = session.get(Instance, instance_id, populate_existing=True)
+    if now is None or now.state == InstanceState.DELETED:
+        raise NotFound("The instance is gone.", {"what": "instance", "name": str(instance_id)})
+    if now.operation_id is not None:
+        holder = session.get_one(Operation, now.operation_id)
+        raise Busy(
+            f"Instance {now.name} is held by a {holder.kind} operation that has not ended.",
+            {"operation_id": str(holder.id), "verb": holder.kind},
+        )
+    raise StateConflict(
+        f"Instance {now.name} is {now.state.value}; {operation.kind} needs "
+        f"{' or '.join(sorted(allowed))}.",
+        {"expected": sorted(allowed), "actual": now.state.value},
+    )
+
+
+def turn_back(
+    session: Session, operation_id: UUID, *, error: dict[str, Any], undoable: frozenset[str]
+) -> bool:
+    """Turn a live operation towards its undo.
+
+    Args:
+        session: an open transaction.
+        operation_id: the operation.
+        error: the wire form of why; it becomes the operation's error.
+        undoable: names of the steps that have an undo.
+
+    Returns:
+        True when there is something to undo; False when the caller may end the operation now.
+        Does nothing and returns True when a living worker still runs a step: that worker reads
+        the reason itself and turns back.
+    """
+    operation = session.get_one(
+        Operation, operation_id, with_for_update=True, populate_existing=True
+    )
+    steps = session.scalars(
+        select(Step)
+        .where(Step.operation_id == operation_id)
+        .order_by(Step.position)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+    if any(s.state in (StepState.RUNNING, StepState.UNDOING) for s in steps):
+        return True
+    pending = False
+    for step in steps:
+        if step.state == StepState.QUEUED and step.attempt == 0:
+            step.state = StepState.SKIPPED
+        elif step.state in (StepState.QUEUED, StepState.DONE, StepState.FAILED):
+            if step.name in undoable:
+                step.state = StepState.UNDO
+                step.failures = 0
+                step.rung_at = None
+                step.not_before = func.clock_timestamp()
+                pending = True
+            elif step.state == StepState.QUEUED:
+                step.state = StepState.SKIPPED
+    operation.state = OperationState.UNDOING
+    operation.error = operation.error or error
+    session.flush()
+    return pending
+
+
+def has_unfinished(session: Session, operation_id: UUID) -> bool:
+    """True while any step of the operation is yet to be done or undone."""
+    return bool(
+        session.execute(
+            text(
+                "SELECT EXISTS (SELECT 1 FROM steps WHERE operation_id = :o "
+                "AND state IN ('queued', 'running', 'undo', 'undoing'))"
+            ),
+            {"o": operation_id},
+        ).scalar_one()
+    )
+
+
+def end_operation(
+    session: Session,
+    operation_id: UUID,
+    state: OperationState,
+    *,
+    result: dict[str, Any] | None = None,
+    error: dict[str, Any] | None = None,
+) -> bool:
+    """End an operation and let go of its guest.
+
+    Returns:
+        False when it had ended already: whoever comes second changes nothing.
+    """
+    ended = session.execute(
+        update(Operation)
+        .where(
+            Operation.id == operation_id,
+            Operation.state.in_(
+                (OperationState.QUEUED, OperationState.RUNNING, OperationState.UNDOING)
+            ),
+        )
+        .values(
+            state=state,
+            result=result,
+            error=error,
+            finished_at=func.clock_timestamp(),
+            updated_at=func.clock_timestamp(),
+        )
+        .returning(Operation.id)
+    ).scalar_one_or_none()
+    if ended is None:
+        return False
+    session.execute(
+        update(Instance).where(Instance.operation_id == operation_id).values(operation_id=None)
+    )
+    return True
+
+
+def list_waiting_task_ids(session: Session, operation_id: UUID) -> list[UUID]:
+    """Return every Celery task id under which somebody waits for the operation."""
+    aliases = session.scalars(
+        select(OperationAlias.task_id).where(OperationAlias.operation_id == operation_id)
+    ).all()
+    return [operation_id, *aliases]
+
+
+def write_progress(
+    session: Session, operation_id: UUID, progress: dict[str, Any]
+) -> tuple[bool, bool]:
+    """Write progress and read the wishes of the outside in one statement.
+
+    Returns:
+        ``(cancel_requested, is_past_deadline)``.
+    """
+    row = session.execute(
+        text(
+            """
+            UPDATE operations SET progress = progress || CAST(:progress AS jsonb),
+                   updated_at = clock_timestamp()
+             WHERE id = :id
+            RETURNING cancel_requested, COALESCE(deadline_at < clock_timestamp(), false)
+            """
+        ),
+        {"id": operation_id, "progress": json.dumps(progress, default=str)},
+    ).one()
+    return bool(row[0]), bool(row[1])
+
+
+def request_cancel(session: Session, operation_id: UUID, *, requested_by: str | None) -> Operation:
+    """Ask an operation to stop.
+
+    Raises:
+        NotFound: there is no such operation.
+    """
+    operation = session.get(Operation, operation_id, with_for_update=True)
+    if operation is None:
+        raise NotFound(
+            f"There is no operation {operation_id}.",
+            {"what": "operation", "name": str(operation_id)},
+        )
+    if not operation.state.is_final and not operation.is_committed:
+        operation.cancel_requested = True
+        operation.cancel_requested_by = requested_by
+    session.flush()
+    return operation

@@ -1,0 +1,239 @@
+"""Every read that people and services see, as the contract's views."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import NotFound
+from innkeeper.states import LIVE_OPERATION_STATES, InstanceState, StepState
+from innkeeper.types import HostView, InstanceView, OperationView, Progress, StepView
+from models.claims import list_host_snapshots
+from models.event import Event
+from models.host import Host
+from models.instance import Instance
+from models.operation import Operation, Step
+from models.operations import get_instance_by_reference
+
+_CURRENT = (StepState.RUNNING, StepState.UNDOING, StepState.QUEUED, StepState.UNDO)
+
+
+def view_instance(session: Session, instance: Instance) -> InstanceView:
+    """Return a guest's record; ``task`` is derived from the operation that holds it."""
+    task = None
+    if instance.operation_id is not None:
+        operation = session.get(Operation, instance.operation_id)
+        if operation is not None:
+            step = operation.progress.get("step")
+            task = f"{operation.kind}: {step}" if step else operation.kind
+    return InstanceView(
+        id=instance.id,
+        name=instance.name,
+        state=instance.state,
+        power_state=instance.power_state,
+        power_observed_at=instance.power_observed_at,
+        host=instance.host,
+        vcpus=instance.vcpus,
+        memory_mib=instance.memory_mib,
+        disk_gib=instance.disk_gib,
+        pool=instance.pool,
+        image=str(instance.spec.get("image", "")),
+        epoch=instance.epoch,
+        operation_id=instance.operation_id,
+        task=task,
+        boot_stage=instance.boot_stage,
+        metadata=instance.spec.get("metadata") or {},
+        created_at=instance.created_at,
+        updated_at=instance.updated_at,
+    )
+
+
+def show_instance(session: Session, reference: str) -> InstanceView:
+    """Return one guest by UUID or living name.
+
+    Raises:
+        NotFound: when there is none.
+    """
+    return view_instance(session, get_instance_by_reference(session, reference))
+
+
+def list_instances(session: Session) -> list[InstanceView]:
+    """Return the living guests by name."""
+    instances = session.scalars(
+        select(Instance).where(Instance.state != InstanceState.DELETED).order_by(Instance.name)
+    )
+    return [view_instance(session, instance) for instance in instances]
+
+
+def list_hosts(session: Session) -> list[HostView]:
+    """Return every host with what is claimed on it, by name."""
+    rows = {host.name: host for host in session.scalars(select(Host))}
+    return [
+        HostView(
+            name=snapshot.name,
+            uuid=rows[snapshot.name].uuid,
+            is_up=snapshot.is_up,
+            is_enabled=snapshot.is_enabled,
+            disabled_reason=snapshot.disabled_reason,
+            disabled_by=rows[snapshot.name].disabled_by,
+            heartbeat_at=rows[snapshot.name].heartbeat_at,
+            libvirt_version=rows[snapshot.name].libvirt_version,
+            qemu_version=rows[snapshot.name].qemu_version,
+            cpu_model=rows[snapshot.name].cpu_model,
+            vcpus_total=snapshot.vcpus_total,
+            vcpus_claimed=snapshot.vcpus_claimed,
+            memory_total_mib=snapshot.memory_total_mib,
+            memory_claimed_mib=snapshot.memory_claimed_mib,
+            disk_total_gib=snapshot.disk_total_gib,
+            disk_claimed_gib=snapshot.disk_claimed_gib,
+            instances=snapshot.instances,
+        )
+        for snapshot in list_host_snapshots(session)
+        if snapshot.name in rows
+    ]
+
+
+def view_step(step: Step) -> StepView:
+    """Return one ledger entry."""
+    elapsed_ms = None
+    if step.started_at and step.finished_at:
+        elapsed_ms = round((step.finished_at - step.started_at).total_seconds() * 1000, 1)
+    return StepView(
+        position=step.position,
+        name=step.name,
+        host=step.host,
+        state=step.state.value,
+        attempt=step.attempt,
+        started_at=step.started_at,
+        finished_at=step.finished_at,
+        elapsed_ms=elapsed_ms,
+        detail=step.detail,
+        error=step.error,
+        waiting_for=step.waiting_for,
+        log=step.log,
+    )
+
+
+def view_operation(
+    operation: Operation, steps: list[Step], instance_name: str | None
+) -> OperationView:
+    """Return an operation with its timeline."""
+    fraction = 1.0 if operation.result is not None else _fraction(operation, steps)
+    current = next((s.name for s in steps if s.state in _CURRENT), None)
+    return OperationView(
+        id=operation.id,
+        kind=operation.kind,
+        state=operation.state,
+        instance_id=operation.instance_id,
+        instance_name=instance_name,
+        src_host=operation.src_host,
+        dst_host=operation.dst_host,
+        requested_by=operation.requested_by,
+        reason=operation.reason,
+        cancel_requested=operation.cancel_requested,
+        progress=Progress(
+            step=current or operation.progress.get("step"),
+            fraction=fraction,
+            text=str(operation.progress.get("text", "")),
+            figures=operation.progress.get("figures") or {},
+        ),
+        result=operation.result,
+        error=operation.error,
+        created_at=operation.created_at,
+        started_at=operation.started_at,
+        finished_at=operation.finished_at,
+        deadline_at=operation.deadline_at,
+        steps=[view_step(step) for step in steps],
+    )
+
+
+def _fraction(operation: Operation, steps: list[Step]) -> float:
+    """Count done steps, and the running one by its own fraction."""
+    if not steps:
+        return 0.0
+    done = sum(s.state in (StepState.DONE, StepState.UNDONE) for s in steps)
+    running = next((s for s in steps if s.state == StepState.RUNNING), None)
+    part = 0.0
+    if running is not None and operation.progress.get("step") == running.name:
+        part = float(operation.progress.get("fraction", 0.0))
+    return round(min(1.0, (done + min(max(part, 0.0), 1.0)) / len(steps)), 4)
+
+
+def show_operation(session: Session, operation_id: UUID) -> OperationView:
+    """Return one operation with its timeline.
+
+    Raises:
+        NotFound: when there is none.
+    """
+    operation = session.get(Operation, operation_id)
+    if operation is None:
+        raise NotFound(
+            f"There is no operation {operation_id}.",
+            {"what": "operation", "name": str(operation_id)},
+        )
+    steps = session.scalars(
+        select(Step).where(Step.operation_id == operation_id).order_by(Step.position)
+    ).all()
+    name = session.scalar(select(Instance.name).where(Instance.id == operation.instance_id))
+    return view_operation(operation, list(steps), name)
+
+
+def list_operations(
+    session: Session, *, active: bool, limit: int, instance: str | None
+) -> list[OperationView]:
+    """Return operations, newest first, each with its timeline.
+
+    Args:
+        session: an open transaction.
+        active: only those that have not ended.
+        limit: 1…1000.
+        instance: only those of this guest, by UUID or living name.
+    """
+    query = (
+        select(Operation, Instance.name)
+        .outerjoin(Instance, Instance.id == Operation.instance_id)
+        .order_by(Operation.created_at.desc())
+        .limit(max(1, min(limit, 1000)))
+    )
+    if active:
+        query = query.where(Operation.state.in_(LIVE_OPERATION_STATES))
+    if instance is not None:
+        query = query.where(
+            Operation.instance_id == get_instance_by_reference(session, instance).id
+        )
+    rows = session.execute(query).all()
+    steps: dict[UUID, list[Step]] = {}
+    for step in session.scalars(
+        select(Step)
+        .where(Step.operation_id.in_([operation.id for operation, _ in rows]))
+        .order_by(Step.position)
+    ):
+        steps.setdefault(step.operation_id, []).append(step)
+    return [view_operation(op, steps.get(op.id, []), name) for op, name in rows]
+
+
+def record_event(
+    session: Session,
+    kind: str,
+    *,
+    instance_id: UUID | None = None,
+    operation_id: UUID | None = None,
+    host: str | None = None,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Write that something happened."""
+    session.add(
+        Event(
+            kind=kind,
+            instance_id=instance_id,
+            operation_id=operation_id,
+            host=host,
+            data=data or {},
+        )
+    )
+
+
+def find_schema_revision(session: Session) -> str | None:
+    """Return the alembic revision that the database is at."""
+    return session.execute(text("SELECT version_num FROM alembic_version")).scalar()

@@ -1,0 +1,25 @@
+"""Every table in one place, for alembic and for tests."""
+
+from models.base import Base
+from models.event import Event
+from models.host import Claim, Host
+from models.image import CachedImage, Image
+from models.instance import Instance
+from models.operation import Migration, Operation, OperationAlias, Step
+
+metadata = Base.metadata
+
+__all__ = [
+    "Base",
+    "CachedImage",
+    "Claim",
+    "Event",
+    "Host",
+    "Image",
+    "Instance",
+    "Migration",
+    "Operation",
+    "OperationAlias",
+    "Step",
+    "metadata",
+]

@@ -1,0 +1,94 @@
+"""Short transactions on Postgres; never one open across a hypervisor call or a sleep."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import tenacity
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+
+STATEMENT_TIMEOUT_MS = 30_000
+LOCK_TIMEOUT_MS = 10_000
+
+
+def is_retryable(exc: BaseException) -> bool:
+    """True when the transaction did not happen and may be run again.
+
+    Lost connections, serialization failures (40001), deadlocks (40P01) and a server that is
+    starting or stopping (57P0x). A lost connection during COMMIT is ambiguous: callers therefore
+    only run statements whose repetition is harmless.
+    """
+    if not isinstance(exc, DBAPIError):
+        return False
+    state = getattr(exc.orig, "sqlstate", None)
+    if exc.connection_invalidated or (isinstance(exc, OperationalError) and state is None):
+        return True
+    return state in {"40001", "40P01", "57P01", "57P02", "57P03", "08006", "08001", "08003"}
+
+
+class Database:
+    """The engine and the one way to run a transaction.
+
+    Args:
+        url: an SQLAlchemy URL, ``postgresql+psycopg://…``.
+        pool_size: connections kept; the number of threads that use the database at once.
+        application_name: shown in ``pg_stat_activity``.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 8, application_name: str = "innkeeper"):
+        self.engine: Engine = create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=10,
+            pool_use_lifo=True,
+            connect_args={
+                "application_name": application_name,
+                "connect_timeout": 5,
+                # Server-side prepared statements break behind a transaction-pooling PgBouncer.
+                "prepare_threshold": None,
+                # A severed network must not hold a thread for the kernel's two hours.
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 20_000,
+            },
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Yield a session; commit at the end of the block, roll back on an exception."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            session.connection().exec_driver_sql(
+                f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS};"
+                f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
+            )
+            yield session
+
+    def run(self, work: Callable[[Session], T], *, patience_s: float = 20) -> T:
+        """Run ``work`` in a transaction, again on lost connections and serialization failures.
+
+        Args:
+            work: must be harmless when run twice: its statements match on what they expect.
+            patience_s: how long to go on trying.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: when Postgres stays away for longer.
+        """
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_retryable),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=1),
+            stop=tenacity.stop_after_delay(patience_s),
+            reraise=True,
+        ):
+            with attempt, self.transaction() as session:
+                result = work(session)
+        return result
+
+    def dispose(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()

@@ -1,0 +1,1 @@
+"""The verbs: each workflow is a list of steps, readable on one screen."""

@@ -1,0 +1,118 @@
+"""Sends the messages: chains of steps, and outcomes to those who wait.
+
+Nothing here may fail an operation: what is not sent now is sent by the sweeper.
+"""
+
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import Celery, chain
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import from_wire
+from innkeeper.states import OperationState, StepState
+from models.instance import Instance
+from models.operation import Operation, Step
+from models.operations import list_waiting_task_ids
+from models.session import Database
+from models.sweep import mark_outcome_published
+from tasks.workflow import Ring, queue_for, task_name
+
+log = structlog.get_logger(__name__)
+
+UNREACHABLE = (OperationalError, RedisError, OSError, RuntimeError)
+
+
+def list_rings(session: Session, operation_id: UUID) -> list[Ring]:
+    """Return the operation's remaining steps in the order in which they must be rung."""
+    operation = session.get(Operation, operation_id)
+    if operation is None or operation.state.is_final:
+        return []
+    name = session.scalar(select(Instance.name).where(Instance.id == operation.instance_id))
+    is_undo = operation.state == OperationState.UNDOING
+    wanted = (
+        (StepState.UNDO, StepState.UNDOING) if is_undo else (StepState.QUEUED, StepState.RUNNING)
+    )
+    steps = session.scalars(
+        select(Step)
+        .where(Step.operation_id == operation_id, Step.state.in_(wanted))
+        .order_by(Step.position.desc() if is_undo else Step.position)
+    )
+    return [
+        Ring(
+            operation_id=operation_id,
+            position=step.position,
+            kind=operation.kind,
+            step=step.name,
+            host=step.host,
+            is_undo=is_undo,
+            summary=f"{name or operation.instance_id}"
+            + (f" on {step.host}" if step.host else "")
+            + (f" ({operation.src_host} → {operation.dst_host})" if operation.src_host else ""),
+        )
+        for step in steps
+    ]
+
+
+class Bells:
+    """Publishes; a failure is logged and left to the sweeper."""
+
+    def __init__(self, app: Celery, database: Database) -> None:
+        self._app = app
+        self._database = database
+
+    def ring(self, operation_id: UUID) -> None:
+        """Send the chain of an operation's remaining steps."""
+        rings = self._database.run(lambda session: list_rings(session, operation_id))
+        if not rings:
+            return
+        try:
+            chain(*[self._signature(ring) for ring in rings]).apply_async()
+        except UNREACHABLE as exc:
+            log.warning("bell not rung", operation=str(operation_id), error=str(exc))
+
+    def _signature(self, ring: Ring) -> Any:
+        name = task_name(ring.kind, ring.step, is_undo=ring.is_undo)
+        return self._app.signature(
+            name,
+            kwargs={"operation_id": str(ring.operation_id), "position": ring.position},
+            immutable=True,
+        ).set(
+            queue=queue_for(ring.host),
+            ignore_result=True,
+            argsrepr="",
+            kwargsrepr=ring.summary,
+            root_id=str(ring.operation_id),
+        )
+
+    def publish_outcome(self, operation_id: UUID) -> None:
+        """Store an ended operation's result or error under every task id that waits for it."""
+
+        def read(session: Session) -> tuple[Operation | None, list[UUID]]:
+            return session.get(Operation, operation_id), list_waiting_task_ids(
+                session, operation_id
+            )
+
+        operation, task_ids = self._database.run(read)
+        if operation is None or not operation.state.is_final:
+            return
+        try:
+            for task_id in task_ids:
+                store_outcome(self._app, task_id, operation)
+        except UNREACHABLE as exc:
+            log.warning("outcome not published", operation=str(operation_id), error=str(exc))
+            return
+        self._database.run(lambda session: mark_outcome_published(session, operation_id))
+
+
+def store_outcome(app: Celery, task_id: UUID, operation: Operation) -> None:
+    """Store an operation's outcome as a Celery result."""
+    if operation.state == OperationState.SUCCEEDED:
+        app.backend.store_result(str(task_id), operation.result, "SUCCESS")
+    else:
+        error = from_wire(operation.error or {})
+        app.backend.store_result(str(task_id), error, "FAILURE", traceback=None)

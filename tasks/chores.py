@@ -1,0 +1,137 @@
+"""Periodic tasks: the sweeper, and the fan-out and work of the power-state sync.
+
+Any number of beats may send them: each is harmless when it runs twice or not at all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+from celery import Celery
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import InnkeeperError
+from models.claims import HOST_IS_UP_S, heal_claims
+from models.hosts import list_hosts_to_sync
+from models.queries import record_event
+from models.sweep import try_lock
+from tasks.catalogue import WORKFLOWS
+from tasks.power_sync import RequestVerb, sync_host
+from tasks.runner import Engine
+from tasks.sweeper import sweep_once
+from tasks.workflow import queue_for
+
+SWEEP = "innkeeper.sweep"
+FAN_OUT_POWER_SYNC = "innkeeper.power.fan_out"
+SYNC_POWER = "innkeeper.power.sync_host"
+
+
+def register_chores(app: Celery, engine: Callable[[], Engine], *, sync_interval_s: float) -> None:
+    """Register the periodic tasks.
+
+    Args:
+        app: the Celery application.
+        engine: returns this process's engine.
+        sync_interval_s: a sync that was not begun within this time is worthless and expires.
+    """
+
+    def sweep(**_: Any) -> dict[str, int]:
+        """Ring again what was not begun, turn back what was cancelled or is late.
+
+        Queue: control; milliseconds.
+        Idempotency: rows are marked as rung under SKIP LOCKED.
+        Undo: none.
+        On crash: the next one does it.
+        Retries: the next beat.
+        """
+        parts = engine()
+        report = sweep_once(parts.database, WORKFLOWS, parts.bells)
+        return {"rung": report.rung, "turned_back": report.turned_back}
+
+    def fan_out(**_: Any) -> int:
+        """Ask every living host to compare its domains with the records.
+
+        Queue: control; milliseconds.
+        Idempotency: an advisory lock lets one at a time through.
+        Undo: none.
+        On crash: the next one does it.
+        Retries: the next beat.
+        """
+
+        def hosts_to_sync(session: Session) -> list[str]:
+            if not try_lock(session, FAN_OUT_POWER_SYNC):
+                return []
+            return list_hosts_to_sync(session, up_s=HOST_IS_UP_S)
+
+        names = engine().database.run(hosts_to_sync)
+        for name in names:
+            app.send_task(
+                SYNC_POWER,
+                queue=queue_for(name),
+                expires=sync_interval_s,
+                ignore_result=True,
+                kwargsrepr=name,
+            )
+        return len(names)
+
+    def sync_power(**_: Any) -> dict[str, int]:
+        """Compare this host's domains with the records; heal claims that have drifted.
+
+        Queue: host.<host>; milliseconds.
+        Idempotency: writes only what differs.
+        Undo: none.
+        On crash: the next one does it.
+        Retries: the next beat.
+        """
+        return sync_this_host(engine(), request_verb_by(app))
+
+    for name, body in ((SWEEP, sweep), (FAN_OUT_POWER_SYNC, fan_out), (SYNC_POWER, sync_power)):
+        app.task(name=name, ignore_result=True, throws=(InnkeeperError,))(body)
+
+
+def sync_this_host(engine: Engine, request_verb: RequestVerb) -> dict[str, int]:
+    """Synchronise the host of this process; see sync_power."""
+    services = engine.services
+    if services is None:
+        raise RuntimeError("the power-state sync was sent to a worker without a hypervisor")
+    report = sync_host(
+        engine.database,
+        host=services.name,
+        look=services.hypervisor.list_domains,
+        is_complete=True,
+        request_verb=request_verb,
+    )
+
+    def heal(session: Session) -> int:
+        drifted = heal_claims(session, host=services.name)
+        for instance_id in drifted:
+            record_event(session, "claim.healed", instance_id=instance_id, host=services.name)
+        return len(drifted)
+
+    healed = engine.database.run(heal)
+    return {
+        "domains": report.domains,
+        "changed": report.changed,
+        "settled": report.settled,
+        "requested": report.requested,
+        "claims_healed": healed,
+    }
+
+
+def request_verb_by(app: Celery) -> RequestVerb:
+    """Return a function that enqueues a verb for a guest, as any other service would."""
+
+    def request(verb: str, instance_id: UUID) -> None:
+        app.send_task(
+            f"innkeeper.instance.{verb}",
+            task_id=str(uuid4()),
+            queue="control",
+            kwargs={
+                "instance": str(instance_id),
+                "requested_by": "power-policy",
+                "reason": "the power state departed from the record",
+            },
+            ignore_result=True,
+        )
+
+    return request

@@ -1,0 +1,180 @@
+"""What a step is given: its operation, its guest, the host's parts, and the outside's wishes."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import structlog
+
+from innkeeper.errors import Cancelled, DeadlineExceeded, HostUnsuitable, LeaseLost
+from models import ledger
+from models.instance import Instance
+from models.ledger import ClaimedStep
+from models.operation import Operation
+from models.operations import write_progress
+from models.session import Database
+from tasks.leases import HeldLease
+from virt.hypervisor import Hypervisor
+from virt.images import ImageCache
+
+PROGRESS_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A storage pool of a host.
+
+    Args:
+        name: as guests name it.
+        path: directory that holds ``instances/`` and ``images/``.
+        shared: whether other hosts see the same directory; a probe proves it at each migration.
+        trusted_coherent: the operator vouches that the shared file system keeps caches coherent,
+            which libvirt cannot tell for file systems that it does not know.
+    """
+
+    name: str
+    path: Path
+    shared: bool
+    trusted_coherent: bool
+    images: ImageCache
+
+    def instance_dir(self, instance_id: UUID) -> Path:
+        """Directory of a guest's files."""
+        return self.path / "instances" / str(instance_id)
+
+    def root_disk(self, instance_id: UUID) -> Path:
+        """The guest's root disk."""
+        return self.instance_dir(instance_id) / "root.qcow2"
+
+
+@dataclass(frozen=True, slots=True)
+class HostServices:
+    """The parts of one hypervisor that its steps use."""
+
+    name: str
+    hypervisor: Hypervisor
+    pools: Mapping[str, Pool]
+    lock_dir: Path
+    console_dir: Path
+    migration_address: str
+    domain_type: Literal["qemu", "kvm"]
+
+    def console_path(self, instance_id: UUID) -> Path:
+        """Where the guest's serial console is logged."""
+        return self.console_dir / f"{instance_id}.log"
+
+
+@dataclass
+class StepContext:
+    """One attempt at one step."""
+
+    database: Database
+    operation: Operation
+    step: ClaimedStep
+    details: Mapping[str, dict[str, Any]]
+    lease: HeldLease
+    services: HostServices | None
+    _instance: Instance | None
+    _written_at: float = field(default=0.0)
+    log: Any = field(default_factory=lambda: structlog.get_logger("step"))
+
+    @property
+    def instance(self) -> Instance:
+        """The guest, as its row was when the step was claimed."""
+        if self._instance is None:
+            raise RuntimeError(f"operation {self.operation.id} has no instance")
+        return self._instance
+
+    @property
+    def host(self) -> HostServices:
+        """The host's parts; only steps on a host's queue may ask."""
+        if self.services is None:
+            raise RuntimeError(f"step {self.step.name} was planned for a host, but runs on control")
+        return self.services
+
+    @property
+    def pool(self) -> Pool:
+        """The pool of the guest's root disk on this host.
+
+        Raises:
+            HostUnsuitable: this host has no pool of that name.
+        """
+        return get_pool(self.host, self.instance.pool)
+
+    def checkpoint(self) -> None:
+        """Stop here if the step is lost, cancelled or late; call it in every loop.
+
+        Raises:
+            LeaseLost, Cancelled, DeadlineExceeded.
+        """
+        self.assert_owned()
+        if self.step.is_undo or self.operation.is_committed:
+            return
+        if self.lease.cancel_requested:
+            raise Cancelled(f"The {self.operation.kind} operation was cancelled.")
+        if self.lease.is_past_deadline:
+            raise DeadlineExceeded(
+                f"The {self.operation.kind} operation did not end before its deadline.",
+                {"deadline_at": str(self.operation.deadline_at)},
+            )
+
+    def assert_owned(self) -> None:
+        """Stop here if another worker owns the step now.
+
+        Raises:
+            LeaseLost.
+        """
+        if self.lease.lost.is_set():
+            raise LeaseLost(f"The lease of step {self.step.name} was lost.")
+
+    def progress(self, fraction: float, text: str, **figures: Any) -> None:
+        """Show how far the step is; cheap to call often.
+
+        Args:
+            fraction: 0…1 of this step.
+            text: one line for people.
+            figures: numbers with their unit in the name.
+        """
+        now = time.monotonic()
+        if now - self._written_at < PROGRESS_INTERVAL_S:
+            return
+        self._written_at = now
+        payload = {
+            "step": self.step.name,
+            "fraction": round(fraction, 4),
+            "text": text,
+            "figures": figures,
+        }
+        cancel, late = self.database.run(
+            lambda session: write_progress(session, self.operation.id, payload)
+        )
+        self.lease.tell(cancel_requested=cancel, is_past_deadline=late)
+        self.checkpoint()
+
+    def intend(self, **undo: Any) -> None:
+        """Write to the ledger what is about to be made, so that undo finds it after any crash."""
+        self.database.run(lambda session: ledger.record_intent(session, self.step.key, undo))
+        self.step.undo.update(undo)
+
+    def note(self, message: str) -> None:
+        """Add a line to the step's story."""
+        self.log.info("note", text=message)
+        self.database.run(lambda session: ledger.append_log(session, self.step.key, message))
+
+
+def get_pool(services: HostServices, name: str) -> Pool:
+    """Get a pool of a host.
+
+    Raises:
+        HostUnsuitable: the host has none of that name.
+    """
+    pool = services.pools.get(name)
+    if pool is None:
+        raise HostUnsuitable(
+            f"Host {services.name} has no storage pool {name!r}.",
+            {"host": services.name, "pools": sorted(services.pools)},
+        )
+    return pool

@@ -1,0 +1,379 @@
+"""Live migration: check both hosts, prepare, move, settle by looking at both, clean up.
+
+The guest runs on the source until QEMU's switch-over, then arrives *paused* on the destination
+(``safe`` hand-over). The transaction of settle_destination that flips ``instances.host`` is the
+commit point; only after it does the destination resume the guest.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import (
+    Cancelled,
+    InnkeeperError,
+    MigrationAborted,
+    NoHostFits,
+    OutcomeUnknown,
+    PrecheckFailed,
+    from_wire,
+)
+from innkeeper.states import InstanceState, PowerState, Storage
+from innkeeper.types import MigrationPolicy
+from models import ledger
+from models.claims import move_placement, release_claim
+from models.instance import Instance
+from models.operation import Migration, Operation, Step
+from models.operations import PlannedStep
+from models.queries import record_event, view_instance
+from tasks import migration_checks, migration_run
+from tasks.admission import limit_migrations
+from tasks.choosing import choose_and_claim
+from tasks.context import StepContext
+from tasks.instance_files import ensure_instance_dir_removed, is_recorded
+from tasks.reconcile import Look, Verdict, decide
+from tasks.spawn import HOST_FAULTS, MOST_HOSTS_TRIED, demand_of
+from tasks.workflow import Done, On, StepSpec, Workflow
+from virt import sharing
+
+
+def set_phase(session: Session, operation: Operation, **values: Any) -> None:
+    """Write to the migration's row."""
+    session.execute(
+        update(Migration).where(Migration.operation_id == operation.id).values(**values)
+    )
+
+
+def check_destination(context: StepContext) -> Done:
+    """Look whether the destination can take the guest, and leave a probe file for the source.
+
+    Queue: host.<dst>; tens of milliseconds.
+    Idempotency: only looks; the probe file's name is the operation's id.
+    Undo: removes the probe file.
+    On crash: looks again.
+    Retries: while libvirt is out of reach. Failed checks are reported with the source's.
+    """
+    directory = context.pool.path
+    context.intend(probe_directory=str(directory))
+    sharing.write_probe(directory, context.operation.id)
+    failures = migration_checks.check_on_destination(context)
+    return Done({"failures": failures, "pool": str(directory)})
+
+
+def remove_probe(context: StepContext) -> None:
+    """Undo of check_destination."""
+    directory = context.step.undo.get("probe_directory")
+    if directory:
+        sharing.remove_probe(Path(directory), context.operation.id)
+
+
+def check_source(context: StepContext) -> Done:
+    """Look whether the source can let the guest go, and decide how its disks travel.
+
+    Queue: host.<src>; tens of milliseconds.
+    Idempotency: only looks.
+    Undo: none.
+    On crash: looks again.
+    Retries: while libvirt is out of reach; never failed checks, which are reported all at once.
+    """
+    is_shared = sharing.read_probe(context.pool.path, context.operation.id)
+    failures = [
+        *context.details["check_destination"]["failures"],
+        *migration_checks.check_on_source(context, is_shared=is_shared),
+    ]
+    if failures:
+        listing = " ".join(f"{f['message']}" for f in failures)
+        raise PrecheckFailed(
+            f"Instance {context.instance.name} cannot move to {context.operation.dst_host}: "
+            f"{listing}",
+            {"failures": failures, "hint": " ".join(f["hint"] for f in failures)},
+        )
+    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
+    wanted = policy.storage
+    storage = (Storage.SHARED if is_shared else Storage.BLOCK) if wanted == Storage.AUTO else wanted
+    operation = context.operation
+    return Done(
+        {"storage": storage.value, "is_shared": is_shared},
+        lambda session: set_phase(session, operation, storage=storage.value, phase="preparing"),
+    )
+
+
+def prepare_destination(context: StepContext) -> Done:
+    """Make ready what must exist on the destination: directories and, for block, an empty overlay.
+
+    Queue: host.<dst>; milliseconds, or as long as the base image takes to fetch.
+    Idempotency: what is there already with the same base and size is kept.
+    Undo: removes what the ledger names, never on shared storage.
+    On crash: begun again.
+    Retries: fetch_failed and libvirt out of reach.
+    """
+    return migration_run.prepare(context)
+
+
+def unprepare_destination(context: StepContext) -> None:
+    """Undo of prepare_destination: the incoming domain first, then the files that were made."""
+    _remove_arrived(context)
+    if is_recorded(context.pool, context.instance.id, context.step.undo.get("directory")):
+        ensure_instance_dir_removed(context.pool, context.instance.id)
+
+
+def migrate(context: StepContext) -> Done:
+    """Move the guest, watch it, and look at the source afterwards.
+
+    Queue: host.<src>; as long as the memory and the disks take.
+    Idempotency: a job that runs already is adopted; a guest that has left is not sent again.
+    Undo: resumes the guest if the migration left it paused.
+    On crash: libvirtd goes on; the next attempt adopts the job.
+    Retries: while libvirt is out of reach; its outcome is read from the hosts, not the exception.
+    """
+    done = migration_run.move(context)
+    operation = context.operation
+    return Done(done, lambda session: set_phase(session, operation, phase="settling"))
+
+
+def resume_source(context: StepContext) -> None:
+    """Undo of migrate: stop a job that still runs, and resume a guest that it left paused."""
+    migration_run.ensure_no_job(context)
+    view = context.host.hypervisor.find_domain(context.instance.id)
+    if view is None or context.operation.state_before != InstanceState.ACTIVE:
+        return
+    if view.power_state == PowerState.PAUSED:
+        context.host.hypervisor.ensure_resumed(context.instance.id)
+
+
+def settle_destination(context: StepContext) -> Done:
+    """Compare both hosts, commit the move, and resume the guest.
+
+    Queue: host.<dst>; about 10 ms, and the guest is down during them.
+    Idempotency: after the commit it only resumes.
+    Undo: destroys the arrived copy; there is none after the commit.
+    On crash: before the commit both hosts are looked at again; after it the guest is resumed.
+    Retries: an unclear outcome is looked at again, and never cleaned up.
+    """
+    source = context.details["migrate"]
+    view = context.host.hypervisor.find_domain(context.instance.id)
+    is_ours = view is not None and view.epoch == context.operation.epoch
+    dst = Look(view.power_state, bool(view.has_job)) if view is not None and is_ours else Look(None)
+    if not context.operation.is_committed:
+        verdict = decide(Look.from_wire(source["src"]), dst)
+        if verdict is Verdict.UNKNOWN:
+            raise OutcomeUnknown(
+                f"Source says {source['src']}, destination says {dst.to_wire()}.",
+                {"src": source["src"], "dst": dst.to_wire()},
+            )
+        if verdict is Verdict.ROLL_BACK:
+            raise _why_it_failed(context, source.get("error"))
+        _commit(context)
+    if context.operation.state_before == InstanceState.ACTIVE:
+        context.host.hypervisor.ensure_resumed(context.instance.id)
+    handover_ms = context.database.run(lambda session: _handover_ms(session, context))
+    libvirt_downtime_ms = source.get("downtime_ms")
+    detail = {"handover_ms": handover_ms, "downtime_ms": None}
+    if libvirt_downtime_ms is not None:
+        detail["downtime_ms"] = round(float(libvirt_downtime_ms) + handover_ms, 1)
+    return Done(detail)
+
+
+def _commit(context: StepContext) -> None:
+    """The commit point: from here on the guest is the destination's."""
+    operation, instance = context.operation, context.instance
+
+    def commit(session: Session) -> None:
+        ledger.assert_owned(session, context.step.key)
+        move_placement(
+            session,
+            instance_id=instance.id,
+            src=str(operation.src_host),
+            dst=str(operation.dst_host),
+            domain_epoch=operation.epoch,
+        )
+        session.execute(
+            update(Operation).where(Operation.id == operation.id).values(is_committed=True)
+        )
+        set_phase(session, operation, phase="committed")
+        record_event(
+            session,
+            "instance.moved",
+            instance_id=instance.id,
+            operation_id=operation.id,
+            host=operation.dst_host,
+            data={"src": operation.src_host},
+        )
+
+    context.database.run(commit)
+    operation.is_committed = True
+
+
+def _handover_ms(session: Session, context: StepContext) -> float:
+    """Milliseconds since the source let go, by the database's clock alone."""
+    return float(
+        session.execute(
+            text(
+                "SELECT round((EXTRACT(EPOCH FROM clock_timestamp() - finished_at) * 1000)"
+                "::numeric, 1) FROM steps WHERE operation_id = :o AND name = 'migrate' "
+                "AND state = 'done' ORDER BY position DESC LIMIT 1"
+            ),
+            {"o": context.operation.id},
+        ).scalar_one()
+    )
+
+
+def _why_it_failed(context: StepContext, error: dict[str, Any] | None) -> InnkeeperError:
+    if error is not None:
+        return from_wire(error)
+    return MigrationAborted(f"The migration of {context.instance.name} did not take place.")
+
+
+def _remove_arrived(context: StepContext) -> None:
+    """Remove an arrived copy; the ledger and the copy's epoch prove that it is this migration's."""
+    hypervisor = context.host.hypervisor
+    view = hypervisor.find_domain(context.instance.id)
+    if view is not None and view.epoch == context.operation.epoch:
+        hypervisor.ensure_destroyed(context.instance.id)
+        hypervisor.ensure_undefined(context.instance.id)
+
+
+def finish_destination(context: StepContext) -> Done:
+    """Tidy up on the destination.
+
+    Queue: host.<dst>; milliseconds.
+    Idempotency: removes what may be gone already.
+    Undo: none, the move is committed.
+    On crash: begun again.
+    Retries: best effort.
+    """
+    remove_probe_of(context)
+    return Done()
+
+
+def remove_probe_of(context: StepContext) -> None:
+    """Remove this operation's probe file from the pool."""
+    sharing.remove_probe(context.pool.path, context.operation.id)
+
+
+def finish_source(context: StepContext) -> Done:
+    """Remove what the guest left behind on the source.
+
+    Queue: host.<src>; milliseconds, a second or so when the copy must be destroyed.
+    Idempotency: removes what may be gone already; a copy of the current epoch is never touched.
+    Undo: none, the move is committed.
+    On crash: begun again.
+    Retries: best effort.
+    """
+    hypervisor, instance = context.host.hypervisor, context.instance
+    view = hypervisor.find_domain(instance.id)
+    removed_copy = False
+    if view is not None and view.epoch is not None and view.epoch < context.operation.epoch:
+        hypervisor.ensure_destroyed(instance.id)
+        hypervisor.ensure_undefined(instance.id)
+        removed_copy = True
+    if context.details["check_source"]["storage"] == Storage.BLOCK:
+        ensure_instance_dir_removed(context.pool, instance.id)
+    context.host.console_path(instance.id).unlink(missing_ok=True)
+    return Done({"removed_copy": removed_copy})
+
+
+def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
+    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
+    instance.power_state = (
+        PowerState.RUNNING if instance.state == InstanceState.ACTIVE else PowerState.PAUSED
+    )
+    instance.power_observed_at = func.clock_timestamp()
+    rows = session.execute(select(Step.name, Step.detail).where(Step.operation_id == operation.id))
+    details = {row.name: row.detail for row in rows}
+    moved, settled = details["migrate"], details["settle_destination"]
+    figures = {
+        "total_ms": moved.get("total_ms"),
+        "downtime_ms": settled.get("downtime_ms"),
+        "handover_ms": settled.get("handover_ms"),
+        "storage": details["check_source"]["storage"],
+        "handover": operation.params["policy"]["handover"],
+        "src": operation.src_host,
+        "dst": operation.dst_host,
+    }
+    set_phase(
+        session,
+        operation,
+        phase="done",
+        outcome="completed",
+        total_ms=figures["total_ms"],
+        downtime_ms=figures["downtime_ms"],
+        stats=moved.get("stats") or {},
+    )
+    session.flush()
+    session.refresh(instance)
+    view = view_instance(session, instance).model_dump(mode="json")
+    return {**view, "task": None, "operation_id": str(operation.id), **figures}
+
+
+def _fail(session: Session, operation: Operation) -> None:
+    if operation.dst_host is not None and operation.instance_id is not None:
+        release_claim(session, host=operation.dst_host, instance_id=operation.instance_id)
+    code = (operation.error or {}).get("code")
+    set_phase(
+        session,
+        operation,
+        phase="undone",
+        outcome="cancelled" if code == Cancelled.code else "failed",
+    )
+
+
+TRY_ELSEWHERE = HOST_FAULTS | {PrecheckFailed.code}
+
+
+def _try_next_host(session: Session, operation: Operation) -> list[PlannedStep] | None:
+    """Answer a destination's refusal with another one, unless the caller insisted on this one."""
+    error = operation.error or {}
+    if error.get("code") not in TRY_ELSEWHERE or operation.params["policy"].get("dst"):
+        return None
+    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
+    refusals = [
+        *operation.refusals,
+        {"host": operation.dst_host, "code": error["code"], "message": error.get("message", "")},
+    ]
+    tried = {r["host"] for r in refusals if r["code"] in TRY_ELSEWHERE}
+    if len(tried) >= MOST_HOSTS_TRIED:
+        return None
+    release_claim(session, host=str(operation.dst_host), instance_id=instance.id)
+    try:
+        dst, _ = choose_and_claim(
+            session,
+            instance_id=instance.id,
+            operation_id=operation.id,
+            demand=demand_of(instance),
+            wanted=None,
+            ignored=frozenset({*tried, str(operation.src_host)}),
+            what=f"instance {instance.name}",
+        )
+    except NoHostFits:
+        return None
+    operation.refusals, operation.dst_host = refusals, dst
+    set_phase(session, operation, dst_host=dst)
+    session.flush()
+    return LIVE_MIGRATE.plan(src=operation.src_host, dst=dst)
+
+
+LIVE_MIGRATE = Workflow(
+    kind="live_migrate",
+    steps=(
+        StepSpec("check_destination", On.DST, check_destination, undo=remove_probe),
+        StepSpec("check_source", On.SRC, check_source),
+        StepSpec("prepare_destination", On.DST, prepare_destination, undo=unprepare_destination),
+        StepSpec(
+            "migrate",
+            On.SRC,
+            migrate,
+            undo=resume_source,
+            admit=limit_migrations,
+            max_failures=100,
+        ),
+        StepSpec("settle_destination", On.DST, settle_destination, max_failures=100),
+        StepSpec("finish_destination", On.DST, finish_destination, best_effort=True),
+        StepSpec("finish_source", On.SRC, finish_source, best_effort=True),
+    ),
+    on_success=_succeed,
+    on_failure=_fail,
+    replan=_try_next_host,
+)

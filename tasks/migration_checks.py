@@ -1,0 +1,145 @@
+"""The checks of a live migration; each returns a failure with its code and hint, or nothing."""
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import HostUnsuitable, InnkeeperError
+from innkeeper.states import InstanceState, PowerState, Storage
+from innkeeper.types import MigrationPolicy
+from models.host import Host
+from tasks.context import StepContext
+from virt import disks
+from virt.reach import probe_tcp
+
+LIBVIRT_TCP_PORT = 16509
+MIGRATION_PORT = 49152
+REACH_TIMEOUT_S = 3.0
+GIB = 1024**3
+
+Failure = dict[str, Any]
+
+
+def failure(check: str, message: str, hint: str) -> Failure:
+    """Return one failed check in its wire form."""
+    return {"check": check, "code": f"check_{check}", "message": message, "hint": hint}
+
+
+def get_dst_address(context: StepContext) -> str:
+    """Get the address under which the destination takes migrations, from its row."""
+    dst = context.operation.dst_host
+
+    def read(session: Session) -> str | None:
+        return session.scalar(select(Host.migration_address).where(Host.name == dst))
+
+    address = context.database.run(read)
+    if address is None:
+        raise HostUnsuitable(f"Host {dst} has registered no address for migrations.", {"host": dst})
+    return address
+
+
+def check_on_destination(context: StepContext) -> list[Failure]:
+    """Run every check that the destination can make by itself."""
+    hypervisor, instance = context.host.hypervisor, context.instance
+    failures: list[Failure] = []
+    view = hypervisor.find_domain(instance.id)
+    if view is not None and view.epoch != context.operation.epoch:
+        failures.append(
+            failure(
+                "name_taken",
+                f"{context.host.name} has a domain of this guest already, from epoch {view.epoch}.",
+                "Look at that domain; Innkeeper does not remove what it cannot prove to be stale.",
+            )
+        )
+    if instance.domain_xml:
+        try:
+            comparison = hypervisor.compare_cpu(instance.domain_xml)
+        except InnkeeperError as exc:
+            failures.append(failure("cpu", f"The CPU could not be compared: {exc}.", exc.hint))
+        else:
+            if not comparison.is_compatible:
+                failures.append(
+                    failure(
+                        "cpu",
+                        f"The CPU of {context.host.name} lacks what the guest uses: "
+                        f"{comparison.detail}.",
+                        "Choose a host of the same or a newer CPU generation.",
+                    )
+                )
+    free_bytes = disks.free_bytes(context.pool.path)
+    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
+    if policy.storage != Storage.SHARED and free_bytes < GIB:
+        failures.append(
+            failure(
+                "disk",
+                f"Pool {context.pool.name} of {context.host.name} has {free_bytes // 2**20} MiB "
+                "free.",
+                "Free space in the pool, or choose another destination.",
+            )
+        )
+    return failures
+
+
+def check_on_source(context: StepContext, *, is_shared: bool) -> list[Failure]:
+    """Run every check that needs the source: its guest, its sight of the destination."""
+    failures: list[Failure] = []
+    view = context.host.hypervisor.find_domain(context.instance.id)
+    expected = (
+        PowerState.RUNNING
+        if context.operation.state_before == InstanceState.ACTIVE
+        else PowerState.PAUSED
+    )
+    if view is None or view.epoch != context.instance.domain_epoch:
+        failures.append(
+            failure(
+                "domain",
+                f"{context.host.name} has no domain of this guest of epoch "
+                f"{context.instance.domain_epoch}.",
+                "Compare innkeeper show with the host's own list of domains.",
+            )
+        )
+    elif view.power_state != expected:
+        failures.append(
+            failure(
+                "power_state",
+                f"The guest is {view.power_state}, not {expected}.",
+                "Wait for the power-state sync, then ask again.",
+            )
+        )
+    failures.extend(_check_storage(context, is_shared=is_shared))
+    address = get_dst_address(context)
+    reason = probe_tcp(address, LIBVIRT_TCP_PORT, REACH_TIMEOUT_S)
+    if reason is not None:
+        failures.append(
+            failure(
+                "reachable",
+                f"{context.host.name} does not reach libvirt on {context.operation.dst_host} "
+                f"({address} port {LIBVIRT_TCP_PORT}): {reason}.",
+                "Check the network, the firewall and libvirtd's listen address there.",
+            )
+        )
+    return failures
+
+
+def _check_storage(context: StepContext, *, is_shared: bool) -> list[Failure]:
+    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
+    if policy.storage == Storage.SHARED and not is_shared:
+        return [
+            failure(
+                "storage",
+                f"Pool {context.pool.name} is not shared by the two hosts: the probe file of "
+                f"{context.operation.dst_host} is not seen on {context.host.name}.",
+                "Use --storage block or auto.",
+            )
+        ]
+    if policy.storage == Storage.BLOCK and is_shared:
+        return [
+            failure(
+                "storage",
+                f"Pool {context.pool.name} is shared by the two hosts; a block migration would "
+                "copy the disk onto itself.",
+                "Use --storage shared or auto.",
+            )
+        ]
+    return []

@@ -1,0 +1,214 @@
+"""The moving itself: prepare files, start or adopt libvirt's job, watch it, look afterwards."""
+
+import time
+from typing import Any
+
+from innkeeper.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    HypervisorUnavailable,
+    InnkeeperError,
+    MigrationTimeout,
+)
+from innkeeper.states import Handover, PowerState, Storage
+from innkeeper.types import InstanceSpec, MigrationPolicy
+from tasks.context import StepContext
+from tasks.migration_checks import get_dst_address
+from tasks.reconcile import Look
+from tasks.workflow import Done
+from virt import disks
+from virt.domain_xml import for_destination
+from virt.migration import MigrationRequest
+from virt.views import JobStats
+
+WATCH_INTERVAL_S = 0.5
+ABORT_PATIENCE_S = 30.0
+
+
+def prepare(context: StepContext) -> Done:
+    """Make what the destination needs; see live_migrate.prepare_destination."""
+    context.host.console_dir.mkdir(parents=True, exist_ok=True)
+    if context.details["check_source"]["storage"] == Storage.SHARED:
+        return Done({"made": []})
+    spec = InstanceSpec.model_validate(context.instance.spec)
+    image = context.pool.images.ensure(
+        spec.image,
+        context.instance.image_sha256,
+        spec.image_format,
+        max_virtual_size_bytes=None,
+        on_progress=lambda done, total: context.progress(
+            done / total if total else 0.0, f"fetching the base, {done / 2**20:.0f} MiB"
+        ),
+        check=context.checkpoint,
+    )
+    root_disk = context.pool.root_disk(context.instance.id)
+    context.intend(directory=str(root_disk.parent))
+    root_disk.parent.mkdir(parents=True, exist_ok=True)
+    disks.create_overlay(
+        root_disk,
+        backing_path=image.path,
+        backing_format=image.format,
+        size_bytes=max(context.instance.disk_gib * 1024**3, image.virtual_size_bytes),
+    )
+    return Done({"made": [str(root_disk)]})
+
+
+def move(context: StepContext) -> dict[str, Any]:
+    """Run or adopt the job until it has ended; return what the source shows then."""
+    hypervisor, instance_id = context.host.hypervisor, context.instance.id
+    started = time.monotonic()
+    error: InnkeeperError | None = None
+    stats: JobStats | None = None
+    view = hypervisor.find_domain(instance_id)
+    adopted = False
+    if (view is not None and view.power_state == PowerState.RUNNING) or (
+        view is not None and view.power_state == PowerState.PAUSED
+    ):
+        running = hypervisor.find_migration_job(instance_id)
+        if running is not None:
+            adopted = True
+            context.note(f"attempt {context.step.key.attempt}: adopted the running migration")
+            error = _watch_adopted(context, started)
+        elif view.power_state == PowerState.RUNNING or not context.step.was_begun_before:
+            stats, error = _run_job(context, started)
+    elif context.step.was_begun_before:
+        context.note(f"attempt {context.step.key.attempt}: found that the guest has left")
+    after = hypervisor.find_domain(instance_id)
+    # A domain of another epoch is not the one that was sent.
+    if after is not None and after.epoch != context.instance.domain_epoch:
+        after = None
+    look = Look(None) if after is None else Look(after.power_state, bool(after.has_job))
+    if stats is None and look.is_off:
+        stats = hypervisor.get_completed_stats(instance_id) if after is not None else None
+    return {
+        "src": look.to_wire(),
+        "adopted": adopted,
+        "error": None if error is None else error.to_wire(),
+        "total_ms": stats.total_ms if stats else round((time.monotonic() - started) * 1000, 1),
+        "downtime_ms": stats.downtime_ms if stats else None,
+        "stats": stats.to_json() if stats else {},
+    }
+
+
+def _run_job(context: StepContext, started: float) -> tuple[JobStats | None, InnkeeperError | None]:
+    job = context.host.hypervisor.migrate(context.instance.id, _request(context))
+    stop: InnkeeperError | None = None
+    give_up_at = float("inf")
+    while not job.wait(WATCH_INTERVAL_S):
+        stop = stop or _reason_to_stop(context, started)
+        if stop is not None and give_up_at == float("inf"):
+            give_up_at = time.monotonic() + ABORT_PATIENCE_S
+            _abort(context)
+        if time.monotonic() > give_up_at:
+            raise HypervisorUnavailable(
+                "Libvirt did not end the migration job after it was aborted.",
+                {"host": context.host.name},
+            )
+        if stop is None:
+            _show(context)
+    if job.error is None:
+        return job.completed_stats, None
+    return job.completed_stats, stop or job.error
+
+
+def _watch_adopted(context: StepContext, started: float) -> InnkeeperError | None:
+    """Wait for a job that a dead predecessor began; nobody will return its error to us."""
+    hypervisor, instance_id = context.host.hypervisor, context.instance.id
+    stop: InnkeeperError | None = None
+    with hypervisor.watch(instance_id) as watch:
+        while True:
+            view = hypervisor.find_domain(instance_id)
+            if view is None or hypervisor.find_migration_job(instance_id) is None:
+                return stop
+            first_stop = stop is None
+            stop = stop or _reason_to_stop(context, started)
+            if stop is not None and first_stop:
+                _abort(context)
+            if stop is None:
+                _show(context)
+            watch.wait(WATCH_INTERVAL_S)
+
+
+def _reason_to_stop(context: StepContext, started: float) -> InnkeeperError | None:
+    """Return why the job should be aborted; a lost lease is raised and the job left alone."""
+    try:
+        context.checkpoint()
+    except (Cancelled, DeadlineExceeded) as exc:
+        return exc
+    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
+    if time.monotonic() - started > policy.deadline_s:
+        return MigrationTimeout(
+            f"The migration did not end within {policy.deadline_s:.0f} s.",
+            {"limit_s": policy.deadline_s},
+        )
+    return None
+
+
+def _abort(context: StepContext) -> None:
+    """Ask libvirt to stop; a job that has just ended is fine."""
+    try:
+        context.host.hypervisor.abort_job(context.instance.id)
+    except HypervisorUnavailable:
+        raise
+    except InnkeeperError as exc:
+        context.log.info("abort refused", reason=str(exc))
+
+
+def ensure_no_job(context: StepContext) -> None:
+    """End a job that still runs, and wait for its end.
+
+    Raises:
+        HypervisorUnavailable: when it does not end.
+    """
+    hypervisor, instance_id = context.host.hypervisor, context.instance.id
+    give_up_at = time.monotonic() + ABORT_PATIENCE_S
+    while hypervisor.find_migration_job(instance_id) is not None:
+        _abort(context)
+        context.assert_owned()
+        if time.monotonic() > give_up_at:
+            raise HypervisorUnavailable("Libvirt does not end the migration job.")
+        time.sleep(0.2)
+
+
+def _request(context: StepContext) -> MigrationRequest:
+    operation, instance = context.operation, context.instance
+    policy = MigrationPolicy.model_validate(operation.params["policy"])
+    is_block = context.details["check_source"]["storage"] == Storage.BLOCK
+    hypervisor = context.host.hypervisor
+    address = get_dst_address(context)
+    live_xml = hypervisor.dump_xml(instance.id, migratable=True)
+    dst_xml = for_destination(live_xml, epoch=operation.epoch, operation_id=operation.id)
+    return MigrationRequest(
+        dst_uri=f"qemu+tcp://{address}/system",
+        migrate_uri=f"tcp://{address}",
+        dst_xml=dst_xml,
+        persistent_xml=dst_xml,
+        migrate_disks=("vda",) if is_block else (),
+        is_incremental=is_block,
+        is_paused_arrival=policy.handover == Handover.SAFE,
+        bandwidth_mib_s=policy.bandwidth_mib_s,
+        auto_converge=policy.auto_converge,
+        # The probe file has shown that both hosts see one directory, and the operator vouches for
+        # its coherence; libvirt knows only some file systems by name.
+        is_unsafe=not is_block and context.pool.trusted_coherent,
+        max_downtime_ms=policy.max_downtime_ms,
+    )
+
+
+def _show(context: StepContext) -> None:
+    try:
+        stats = context.host.hypervisor.find_migration_job(context.instance.id)
+    except InnkeeperError:
+        return
+    if stats is None:
+        return
+    total = stats.memory_total_bytes + stats.disk_total_bytes
+    done = stats.memory_processed_bytes + stats.disk_processed_bytes
+    fraction = min(done / total, 0.99) if total else 0.0
+    rate_mib_s = stats.memory_bytes_s / 2**20
+    context.progress(
+        fraction,
+        f"{done / 2**20:.0f} of {total / 2**20:.0f} MiB, {rate_mib_s:.0f} MiB/s, "
+        f"iteration {stats.memory_iteration}",
+        **stats.to_json(),
+    )

@@ -1,0 +1,153 @@
+"""Start, stop and reboot: one step each, on the guest's host."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import DomainNotFound, StaleDomain, StopTimeout
+from innkeeper.states import InstanceState, PowerState
+from innkeeper.types import RebootPolicy, StopPolicy
+from models.instance import Instance
+from models.operation import Operation
+from models.queries import view_instance
+from tasks.context import StepContext
+from tasks.workflow import Done, On, StepSpec, Workflow
+from virt.views import DomainView
+
+OFF = (PowerState.SHUTDOWN, PowerState.CRASHED)
+FORCED_OFF_S = 30.0
+
+
+def get_current_domain(context: StepContext) -> DomainView:
+    """Get the guest's domain, and make sure that it is the one the record means.
+
+    Raises:
+        DomainNotFound: the host has none.
+        StaleDomain: it is of another epoch, so the guest has been placed elsewhere since.
+    """
+    view = context.host.hypervisor.find_domain(context.instance.id)
+    if view is None:
+        raise DomainNotFound(
+            f"Host {context.host.name} has no domain of {context.instance.name}.",
+            {"hint": "The domain was removed behind Innkeeper's back; delete the instance."},
+        )
+    if view.epoch != context.instance.domain_epoch:
+        raise StaleDomain(
+            f"The domain on {context.host.name} is of epoch {view.epoch}, the record of "
+            f"{context.instance.domain_epoch}.",
+            {"domain_epoch": view.epoch, "record_epoch": context.instance.domain_epoch},
+        )
+    return view
+
+
+def start_guest(context: StepContext) -> Done:
+    """Start the guest's domain.
+
+    Queue: host.<host>; a quarter of a second.
+    Idempotency: a running domain is left alone.
+    Undo: none; starting is all or nothing in libvirt.
+    On crash: begun again.
+    Retries: while libvirt is out of reach.
+    """
+    get_current_domain(context)
+    context.host.hypervisor.ensure_started(context.instance.id)
+    return Done()
+
+
+def stop_guest(context: StepContext) -> Done:
+    """Ask the guest by ACPI to shut down, and cut its power after the grace time.
+
+    Queue: host.<host>; as long as the guest takes, at most the grace time and half a minute.
+    Idempotency: a guest that is off stays off.
+    Undo: none; the state is read from the host when it fails.
+    On crash: begun again; a second ACPI press is harmless.
+    Retries: while libvirt is out of reach.
+    """
+    policy = StopPolicy.model_validate(context.operation.params["policy"])
+    if get_current_domain(context).power_state in OFF:
+        return Done({"how": "already off"})
+    if not policy.force and _shut_down_politely(context, policy.grace_s):
+        return Done({"how": "acpi"})
+    context.host.hypervisor.ensure_destroyed(context.instance.id)
+    if get_current_domain(context).power_state not in OFF:
+        raise StopTimeout(f"{context.instance.name} still runs after its power was cut.")
+    return Done({"how": "forced"})
+
+
+def _shut_down_politely(context: StepContext, grace_s: float) -> bool:
+    """Press the power button and wait for the end of the guest."""
+    hypervisor, instance_id = context.host.hypervisor, context.instance.id
+    give_up_at = time.monotonic() + grace_s
+    with hypervisor.watch(instance_id) as watch:
+        hypervisor.shutdown(instance_id)
+        while (left_s := give_up_at - time.monotonic()) > 0:
+            watch.wait(min(left_s, 1.0))
+            context.checkpoint()
+            view = hypervisor.find_domain(instance_id)
+            if view is None or view.power_state in OFF:
+                return True
+            context.progress(1 - left_s / grace_s, "waiting for the guest to shut down")
+    return False
+
+
+def reboot_guest(context: StepContext) -> Done:
+    """Reboot the guest: soft through ACPI and a fresh start, hard by cutting the power.
+
+    Queue: host.<host>; a soft reboot takes as long as the guest's shutdown.
+    Idempotency: both end with a running domain; a repeated one reboots again at worst.
+    Undo: none.
+    On crash: begun again.
+    Retries: while libvirt is out of reach.
+    """
+    policy = RebootPolicy.model_validate(context.operation.params["policy"])
+    get_current_domain(context)
+    how = "hard"
+    if policy.kind == "soft" and _shut_down_politely(context, policy.grace_s):
+        how = "soft"
+    else:
+        context.host.hypervisor.ensure_destroyed(context.instance.id)
+    context.host.hypervisor.ensure_started(context.instance.id)
+    return Done({"how": how})
+
+
+def _settle_as(
+    state: InstanceState, power_state: PowerState
+) -> Callable[[Session, Operation], dict[str, Any]]:
+    def settle(session: Session, operation: Operation) -> dict[str, Any]:
+        instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
+        instance.state, instance.power_state = state, power_state
+        instance.power_observed_at = func.clock_timestamp()
+        session.flush()
+        session.refresh(instance)
+        view = view_instance(session, instance).model_dump(mode="json")
+        return {**view, "task": None, "operation_id": str(operation.id)}
+
+    return settle
+
+
+def keep_state(session: Session, operation: Operation) -> None:
+    """Leave the guest's state as it was; the next look at the host corrects it if need be."""
+    del session, operation
+
+
+START = Workflow(
+    kind="start",
+    steps=(StepSpec("start_guest", On.DST, start_guest),),
+    on_success=_settle_as(InstanceState.ACTIVE, PowerState.RUNNING),
+    on_failure=keep_state,
+)
+STOP = Workflow(
+    kind="stop",
+    steps=(StepSpec("stop_guest", On.DST, stop_guest),),
+    on_success=_settle_as(InstanceState.STOPPED, PowerState.SHUTDOWN),
+    on_failure=keep_state,
+)
+REBOOT = Workflow(
+    kind="reboot",
+    steps=(StepSpec("reboot_guest", On.DST, reboot_guest),),
+    on_success=_settle_as(InstanceState.ACTIVE, PowerState.RUNNING),
+    on_failure=keep_state,
+)

@@ -1,0 +1,132 @@
+"""Makes Celery tasks of workflows, requests, queries and chores; names are fixed strings."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import Celery, Task
+from celery.exceptions import Ignore
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
+from tasks.catalogue import WORKFLOWS
+from tasks.queries import QUERIES, Answer
+from tasks.requests import ACCEPT, Envelope, find_repeated
+from tasks.runner import Engine, Verdict, run_step
+from tasks.workflow import StepSpec, Workflow, task_name
+
+log = structlog.get_logger(__name__)
+
+REQUEST_NOTES = """
+    Queue: control; a few milliseconds.
+    Idempotency: the task id is the operation's id; a second delivery rings the first's bell.
+    Undo: none; what was not accepted was not written.
+    On crash: the sweeper rings for every operation that was written.
+    Retries: none; the caller sends again, with the same id or idempotency key.
+"""
+
+SUBJECTS = {kind: f"innkeeper.instance.{kind}" for kind in ACCEPT}
+
+
+def register_tasks(app: Celery, engine: Callable[[], Engine]) -> None:
+    """Register every task of this release.
+
+    Args:
+        app: the Celery application.
+        engine: returns this process's engine; asked when a task runs, so that programs that only
+            publish or look need none.
+    """
+    for workflow in WORKFLOWS:
+        for step in workflow.steps:
+            _register_step(app, engine, workflow, step)
+    for kind in ACCEPT:
+        _register_request(app, engine, kind)
+    for name, query in QUERIES.items():
+        _register_query(app, engine, name, query)
+
+
+def _register_step(
+    app: Celery, engine: Callable[[], Engine], workflow: Workflow, step: StepSpec
+) -> None:
+    def run(operation_id: str, position: int, **_: Any) -> None:
+        if run_step(engine(), UUID(operation_id), position) is Verdict.IGNORE:
+            raise Ignore
+
+    for is_undo in (False, True) if step.undo is not None else (False,):
+        body = step.undo if is_undo else step.do
+        task = app.task(
+            name=task_name(workflow.kind, step.name, is_undo=is_undo), ignore_result=True
+        )(_copy(run, name=step.name, doc=inspect.getdoc(body)))
+        task.__doc__ = inspect.getdoc(step.do)
+
+
+def _copy(function: Callable[..., Any], *, name: str, doc: str | None) -> Callable[..., Any]:
+    """Give each task a function object of its own, for Celery's registry and for tracebacks."""
+
+    def body(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    body.__name__, body.__doc__ = name, doc
+    return body
+
+
+def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> None:
+    accept = ACCEPT[kind]
+
+    def receive(
+        self: Task,
+        idempotency_key: str | None = None,
+        requested_by: str | None = None,
+        reason: str | None = None,
+        **fields: Any,
+    ) -> None:
+        parts = engine()
+        task_id = UUID(self.request.id)
+        envelope = Envelope(task_id, idempotency_key, requested_by, reason)
+
+        def work(session: Session) -> UUID:
+            repeated = find_repeated(session, envelope, kind, fields)
+            if repeated is None:
+                accept(session, envelope, fields)
+            return repeated or task_id
+
+        try:
+            operation_id = parts.database.run(work)
+        except InnkeeperError as exc:
+            _refuse(app, task_id, exc)
+        except SQLAlchemyError:
+            log.exception("request not accepted", task=str(task_id))
+            _refuse(app, task_id, InternalError("The request could not be written; send it again."))
+        except (TypeError, ValueError) as exc:
+            _refuse(app, task_id, InvalidRequest(f"The request is malformed: {exc}."))
+        else:
+            parts.bells.ring(operation_id)
+            parts.bells.publish_outcome(operation_id)
+
+    summary = (inspect.getdoc(accept) or f"Take on a {kind}.").splitlines()[0]
+    receive.__doc__ = f"{summary}\n{REQUEST_NOTES}"
+    receive.__name__ = kind
+    app.task(name=SUBJECTS[kind], bind=True, ignore_result=True, throws=(InnkeeperError,))(receive)
+
+
+def _refuse(app: Celery, task_id: UUID, error: InnkeeperError) -> None:
+    """Give the caller the typed error under the task's id, and Flower a failed task."""
+    app.backend.store_result(str(task_id), error, "FAILURE")
+    raise error
+
+
+def _register_query(
+    app: Celery, engine: Callable[[], Engine], name: str, query: Callable[..., Answer]
+) -> None:
+    def answer(**fields: Any) -> Answer:
+        try:
+            inspect.signature(query).bind(None, **fields)
+        except TypeError as exc:
+            raise InvalidRequest(f"{name}: {exc}.") from None
+        return engine().database.run(lambda session: query(session, **fields))
+
+    answer.__name__, answer.__doc__ = query.__name__, inspect.getdoc(query)
+    app.task(name=name, ignore_result=False, throws=(InnkeeperError,))(answer)

@@ -1,0 +1,320 @@
+"""Accepts requests: validate, then in one transaction write the operation and take the guest."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import insert, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    PrecheckFailed,
+    StateConflict,
+)
+from innkeeper.states import InstanceState
+from innkeeper.types import (
+    InstanceSpec,
+    MigrationPolicy,
+    RebootPolicy,
+    Request,
+    StopPolicy,
+    parse_request,
+)
+from models.host import Host
+from models.instance import Instance
+from models.operation import Migration, Operation, OperationAlias, Step
+from models.operations import (
+    NewOperation,
+    PlannedStep,
+    get_instance_by_reference,
+    insert_operation,
+    take_instance,
+)
+from models.queries import record_event
+from tasks.catalogue import WORKFLOWS
+from tasks.choosing import choose_and_claim
+from tasks.migration_checks import failure
+from tasks.spawn import demand_of
+
+SPAWN_MARGIN_S = 1800.0
+MIGRATE_MARGIN_S = 180.0
+VERB_MARGIN_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What comes with every request beside its own fields."""
+
+    operation_id: UUID
+    idempotency_key: str | None = None
+    requested_by: str | None = None
+    reason: str | None = None
+
+
+Accept = Callable[[Session, Envelope, dict[str, Any]], None]
+
+
+def digest_request(kind: str, fields: dict[str, Any]) -> str:
+    """Return a digest by which a repeated idempotency key is told from a misused one."""
+    canonical = json.dumps([kind, fields], sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def find_repeated(
+    session: Session, envelope: Envelope, kind: str, fields: dict[str, Any]
+) -> UUID | None:
+    """Find the operation that this very request has become already.
+
+    Returns:
+        The operation to ring or to answer from again; None for a new request.
+
+    Raises:
+        Conflict: the idempotency key, or the task id, belongs to another request.
+    """
+    known = session.scalars(
+        select(Operation).where(
+            (Operation.id == envelope.operation_id)
+            | (
+                (Operation.idempotency_key == envelope.idempotency_key)
+                & Operation.idempotency_key.is_not(None)
+            )
+        )
+    ).first()
+    if known is None:
+        return None
+    if known.request_digest != digest_request(kind, fields):
+        raise Conflict(
+            "The idempotency key was used for another request.",
+            {
+                "operation_id": str(known.id),
+                "kind": known.kind,
+                "hint": "Use a fresh key for a new request.",
+            },
+        )
+    if known.id != envelope.operation_id:
+        session.execute(
+            upsert(OperationAlias)
+            .values(task_id=envelope.operation_id, operation_id=known.id)
+            .on_conflict_do_nothing()
+        )
+    return known.id
+
+
+def _new(
+    envelope: Envelope,
+    kind: str,
+    fields: dict[str, Any],
+    params: dict[str, Any],
+    *,
+    deadline_s: float,
+    src_host: str | None = None,
+    dst_host: str | None = None,
+    refusals: list[dict[str, Any]] | None = None,
+) -> NewOperation:
+    return NewOperation(
+        id=envelope.operation_id,
+        kind=kind,
+        params=params,
+        request_digest=digest_request(kind, fields),
+        deadline_s=deadline_s,
+        idempotency_key=envelope.idempotency_key,
+        requested_by=envelope.requested_by,
+        reason=envelope.reason,
+        src_host=src_host,
+        dst_host=dst_host,
+        refusals=refusals or [],
+    )
+
+
+def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -> None:
+    """Take on a spawn: write the guest, choose its host, claim there.
+
+    Raises:
+        InvalidRequest, AlreadyExists, NoHostFits: nothing was written.
+    """
+    spec = parse_request(InstanceSpec, fields.get("spec"))
+    wire = spec.model_dump(mode="json")
+    taken = session.scalar(
+        select(Instance.id).where(
+            Instance.name == spec.name, Instance.state != InstanceState.DELETED
+        )
+    )
+    if taken is not None:
+        raise _name_taken(spec.name)
+    instance_id = uuid4()
+    new = _new(envelope, "spawn", fields, {}, deadline_s=SPAWN_MARGIN_S + spec.boot_timeout_s)
+    insert_operation(session, new, WORKFLOWS["spawn"].plan(src=None, dst=None))
+    try:
+        with session.begin_nested():
+            session.execute(
+                insert(Instance).values(
+                    id=instance_id,
+                    name=spec.name,
+                    spec=wire,
+                    state=InstanceState.BUILDING,
+                    pool=spec.pool,
+                    vcpus=spec.vcpus,
+                    memory_mib=spec.memory_mib,
+                    disk_gib=spec.disk_gib,
+                )
+            )
+    except IntegrityError as exc:
+        raise _name_taken(spec.name) from exc
+    instance = take_instance(session, instance_id, new, allowed=frozenset({InstanceState.BUILDING}))
+    host, refusals = choose_and_claim(
+        session,
+        instance_id=instance_id,
+        operation_id=new.id,
+        demand=demand_of(instance),
+        wanted=spec.host,
+        ignored=frozenset(),
+        what=f"instance {spec.name}",
+    )
+    operation = session.get_one(Operation, new.id, populate_existing=True)
+    operation.dst_host = host
+    operation.refusals = [refusal.to_wire() for refusal in refusals]
+    instance.host = host
+    _place_steps(session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host))
+    record_event(
+        session, "instance.requested", instance_id=instance_id, operation_id=new.id, host=host
+    )
+
+
+def _name_taken(name: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"There is an instance {name!r} already.", {"what": "instance", "name": name}
+    )
+
+
+MIGRATABLE = frozenset({InstanceState.ACTIVE, InstanceState.PAUSED})
+
+
+def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, Any]) -> None:
+    """Take on a live migration: choose the destination and claim there.
+
+    Raises:
+        NotFound, Busy, StateConflict, PrecheckFailed, NoHostFits: nothing was written.
+    """
+    policy = parse_request(MigrationPolicy, fields.get("policy") or {})
+    instance = get_instance_by_reference(session, _reference(fields))
+    src = instance.host
+    if src is None:
+        raise StateConflict(
+            f"Instance {instance.name} is not on any host.",
+            {"expected": sorted(MIGRATABLE), "actual": instance.state.value},
+        )
+    if policy.dst == src:
+        problem = failure(
+            "same_host", f"It is on {src} already.", "Name another host, or leave the choice."
+        )
+        raise PrecheckFailed(
+            f"Instance {instance.name} cannot move to {src}: {problem['message']}",
+            {"failures": [problem]},
+        )
+    if policy.dst is not None and session.get(Host, policy.dst) is None:
+        raise NotFound(f"There is no host {policy.dst!r}.", {"what": "host", "name": policy.dst})
+    new = _new(
+        envelope,
+        "live_migrate",
+        fields,
+        {"policy": policy.model_dump(mode="json")},
+        deadline_s=policy.deadline_s + MIGRATE_MARGIN_S,
+        src_host=src,
+    )
+    insert_operation(session, new, WORKFLOWS["live_migrate"].plan(src=src, dst=None))
+    instance = take_instance(session, instance.id, new, allowed=MIGRATABLE)
+    dst, refusals = choose_and_claim(
+        session,
+        instance_id=instance.id,
+        operation_id=new.id,
+        demand=demand_of(instance),
+        wanted=policy.dst,
+        ignored=frozenset({src}),
+        what=f"instance {instance.name}",
+    )
+    operation = session.get_one(Operation, new.id, populate_existing=True)
+    operation.dst_host = dst
+    operation.refusals = [refusal.to_wire() for refusal in refusals]
+    session.execute(
+        insert(Migration).values(
+            operation_id=new.id,
+            instance_id=instance.id,
+            src_host=src,
+            dst_host=dst,
+            handover=policy.handover.value,
+        )
+    )
+    _place_steps(session, new.id, WORKFLOWS["live_migrate"].plan(src=src, dst=dst))
+
+
+def _place_steps(session: Session, operation_id: UUID, plan: list[PlannedStep]) -> None:
+    """Write the chosen hosts into steps that were written before the choice."""
+    for step in session.scalars(select(Step).where(Step.operation_id == operation_id)):
+        step.host = plan[step.position].host
+
+
+def _accept_verb(
+    kind: str, allowed: frozenset[InstanceState], policy_type: type[Request] | None, base_s: float
+) -> Accept:
+    """Return the acceptance of a verb that runs on the guest's own host."""
+
+    def accept(session: Session, envelope: Envelope, fields: dict[str, Any]) -> None:
+        policy: dict[str, Any] = {}
+        grace_s = 0.0
+        if policy_type is not None:
+            parsed = parse_request(policy_type, fields.get("policy") or {})
+            policy = parsed.model_dump(mode="json")
+            grace_s = float(policy.get("grace_s", 0.0))
+        instance = get_instance_by_reference(session, _reference(fields))
+        new = _new(
+            envelope,
+            kind,
+            fields,
+            {"policy": policy},
+            deadline_s=base_s + grace_s,
+            dst_host=instance.host,
+        )
+        plan = WORKFLOWS[kind].plan(src=None, dst=instance.host)
+        insert_operation(session, new, plan)
+        taken = take_instance(session, instance.id, new, allowed=allowed)
+        if taken.host is None:
+            raise StateConflict(
+                f"Instance {taken.name} is not on any host.",
+                {"expected": sorted(allowed), "actual": taken.state.value},
+            )
+
+    return accept
+
+
+def _reference(fields: dict[str, Any]) -> str:
+    reference = fields.get("instance")
+    if not isinstance(reference, str) or not reference:
+        raise InvalidRequest(
+            "The request names no instance.",
+            {"problems": [{"path": "instance", "message": "a name or a UUID is needed"}]},
+        )
+    return reference
+
+
+_S = InstanceState
+STARTABLE = frozenset({_S.STOPPED, _S.ERROR, _S.UNKNOWN})
+STOPPABLE = frozenset({_S.ACTIVE, _S.PAUSED, _S.ERROR, _S.UNKNOWN, _S.STOPPED})
+DELETABLE = frozenset(set(_S) - {_S.DELETED, _S.BUILDING})
+
+ACCEPT: dict[str, Accept] = {
+    "spawn": accept_spawn,
+    "live_migrate": accept_live_migrate,
+    "start": _accept_verb("start", STARTABLE, None, VERB_MARGIN_S),
+    "stop": _accept_verb("stop", STOPPABLE, StopPolicy, VERB_MARGIN_S),
+    "reboot": _accept_verb("reboot", frozenset({_S.ACTIVE}), RebootPolicy, VERB_MARGIN_S),
+    "delete": _accept_verb("delete", DELETABLE, None, VERB_MARGIN_S),
+}

@@ -1,0 +1,311 @@
+"""Runs one step: claim, lock, act, record. The only place where the engine's promises are kept.
+
+bell → claim (one UPDATE) ─ nothing matched ─→ done already? pass the bell on : ignore
+         │
+         ├ the guest's file lock on this host, then the epoch again under it
+         ├ do / undo                       (probe, act, verify; intents written before effects)
+         └ record outcome + commit in one transaction, matched on the attempt
+               ├ last step   → the operation ends, its outcome is published
+               ├ retryable   → queued again with a back-off, undone after too many failures
+               └ failed      → the operation turns back
+"""
+
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum, auto
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import (
+    AttemptsExhausted,
+    Cancelled,
+    HypervisorUnavailable,
+    InnkeeperError,
+    InternalError,
+    LeaseLost,
+)
+from innkeeper.states import StepState
+from models import ledger
+from models.instance import Instance
+from models.ledger import ClaimedStep
+from models.operation import Operation, Step
+from models.session import Database
+from tasks import endings
+from tasks.bells import Bells
+from tasks.context import HostServices, StepContext
+from tasks.crashpoints import crash_point
+from tasks.leases import LeaseKeeper
+from tasks.retry import backoff_s
+from tasks.workflow import Done, StepSpec, Workflow, Workflows
+from virt.guest_lock import guest_lock
+
+log = structlog.get_logger(__name__)
+
+
+class Verdict(Enum):
+    """What the Celery task does next: return, so that the next link is rung, or fall silent."""
+
+    PASS_ON = auto()
+    IGNORE = auto()
+
+
+class NotYet(Exception):
+    """The step's turn has not come; it waits without counting as failed."""
+
+    def __init__(self, waiting_for: str, after_s: float = 1.0) -> None:
+        self.waiting_for = waiting_for
+        self.after_s = after_s
+        super().__init__(waiting_for)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What running a step needs; built once per process by the composition root."""
+
+    database: Database
+    workflows: Workflows
+    leases: LeaseKeeper
+    bells: Bells
+    services: HostServices | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    step: ClaimedStep
+    operation: Operation
+    instance: Instance | None
+    details: dict[str, dict[str, object]]
+    workflow: Workflow
+    spec: StepSpec
+
+
+def run_step(engine: Engine, operation_id: UUID, position: int) -> Verdict:
+    """Run one step of an operation, or find that there is nothing to do.
+
+    Args:
+        engine: this process's parts.
+        operation_id: the operation.
+        position: the step's place in its ledger.
+    """
+    crash_point("claim", "before")
+    claim = engine.database.run(lambda session: _claim(session, engine, operation_id, position))
+    if isinstance(claim, Verdict):
+        return claim
+    crash_point(f"{claim.operation.kind}.{claim.step.name}", "claimed")
+    with structlog.contextvars.bound_contextvars(
+        operation=str(operation_id),
+        instance=str(claim.operation.instance_id),
+        host=claim.step.host,
+        step=claim.step.name,
+        attempt=claim.step.key.attempt,
+    ):
+        return _run_claimed(engine, claim)
+
+
+def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) -> _Claim | Verdict:
+    step = ledger.claim_step(session, operation_id, position, owner=engine.leases.owner)
+    if step is None:
+        state = ledger.find_step_state(session, operation_id, position)
+        is_over = state in (StepState.DONE, StepState.UNDONE, StepState.FAILED)
+        return Verdict.PASS_ON if is_over else Verdict.IGNORE
+    operation = session.get_one(Operation, operation_id)
+    workflow = engine.workflows[operation.kind]
+    spec = workflow.get_step(step.name)
+    if step.host is not None and (engine.services is None or engine.services.name != step.host):
+        # A message on the wrong queue; the right worker is rung again by the sweeper.
+        ledger.requeue_step(session, step.key, after_s=0)
+        return Verdict.IGNORE
+    if spec.admit is not None and not step.is_undo and not step.was_begun_before:
+        waiting_for = spec.admit(session, operation)
+        if waiting_for is not None:
+            ledger.requeue_step(session, step.key, after_s=0.5, waiting_for=waiting_for)
+            return Verdict.IGNORE
+    instance = None
+    if operation.instance_id is not None:
+        instance = session.get_one(Instance, operation.instance_id)
+    rows = session.execute(
+        select(Step.name, Step.detail)
+        .where(Step.operation_id == operation_id, Step.state == StepState.DONE)
+        .order_by(Step.position)
+    )
+    details = {row.name: row.detail for row in rows}
+    return _Claim(step, operation, instance, details, workflow, spec)
+
+
+def _run_claimed(engine: Engine, claim: _Claim) -> Verdict:
+    key = claim.step.key
+    log.info("step begins", undo=claim.step.is_undo)
+    with ExitStack() as stack:
+        lease = stack.enter_context(engine.leases.hold(key))
+        context = StepContext(
+            database=engine.database,
+            operation=claim.operation,
+            step=claim.step,
+            details=claim.details,
+            lease=lease,
+            services=engine.services if claim.step.host else None,
+            _instance=claim.instance,
+        )
+        try:
+            _refuse_if_hopeless(claim)
+            if context.services is not None and claim.instance is not None:
+                stack.enter_context(
+                    guest_lock(
+                        context.services.lock_dir,
+                        claim.instance.id,
+                        timeout_s=60,
+                        check=context.assert_owned,
+                    )
+                )
+                _check_epoch(engine.database, claim)
+            if claim.step.is_undo:
+                if claim.spec.undo is not None:
+                    claim.spec.undo(context)
+                return _record_undone(engine, claim)
+            if not claim.operation.is_committed and claim.operation.cancel_requested:
+                raise Cancelled(
+                    f"The {claim.operation.kind} operation was cancelled.",
+                    {"by": claim.operation.cancel_requested_by},
+                )
+            done = claim.spec.do(context)
+            crash_point(f"{claim.operation.kind}.{claim.step.name}", "acted")
+            return _record_done(engine, claim, done)
+        except LeaseLost as exc:
+            log.warning("step lost", reason=str(exc))
+            return Verdict.IGNORE
+        except NotYet as exc:
+            _requeue(engine, claim, after_s=exc.after_s, waiting_for=exc.waiting_for)
+            return Verdict.IGNORE
+        except InnkeeperError as exc:
+            return _record_failure(engine, claim, exc)
+        except DBAPIError:
+            # Nothing is known of the ledger now; the lease runs out and the step is begun again.
+            log.exception("the database failed during the step")
+            return Verdict.IGNORE
+        except Exception as exc:
+            trace_id = uuid.uuid4().hex[:12]
+            log.exception("defect in step", traceback_id=trace_id)
+            return _record_failure(
+                engine,
+                claim,
+                InternalError(
+                    f"Step {claim.step.name} failed by a defect: {type(exc).__name__}: {exc}",
+                    {"exception": type(exc).__name__, "traceback_id": trace_id},
+                ),
+            )
+
+
+def _refuse_if_hopeless(claim: _Claim) -> None:
+    if claim.step.failures > claim.spec.max_failures and not claim.step.is_undo:
+        raise AttemptsExhausted(
+            f"Step {claim.step.name} was begun {claim.step.key.attempt} times without an outcome.",
+            {"attempts": claim.step.key.attempt},
+        )
+
+
+def _check_epoch(database: Database, claim: _Claim) -> None:
+    """Look again under the guest's lock: a ghost that waited for it must not go on."""
+
+    def check(session: Session) -> None:
+        ledger.assert_owned(session, claim.step.key)
+        epoch = session.execute(
+            text("SELECT epoch FROM instances WHERE id = :id"),
+            {"id": claim.operation.instance_id},
+        ).scalar_one()
+        if epoch != claim.operation.epoch:
+            raise LeaseLost(
+                "Another operation has taken the guest since.",
+                {"epoch": epoch, "operation_epoch": claim.operation.epoch},
+            )
+
+    database.run(check)
+
+
+def _record_done(engine: Engine, claim: _Claim, done: Done) -> Verdict:
+    def record(session: Session) -> bool:
+        ledger.complete_step(session, claim.step.key, done.detail)
+        if done.commit is not None:
+            done.commit(session)
+        return endings.advance(session, claim.workflow, claim.operation.id, claim.step.key.position)
+
+    has_ended = engine.database.run(record)
+    crash_point(f"{claim.operation.kind}.{claim.step.name}", "recorded")
+    log.info("step done", **done.detail)
+    if has_ended:
+        engine.bells.publish_outcome(claim.operation.id)
+    return Verdict.PASS_ON
+
+
+def _record_undone(engine: Engine, claim: _Claim) -> Verdict:
+    def record(session: Session) -> endings.Turn:
+        ledger.complete_undo(session, claim.step.key)
+        return endings.finish_undo(session, claim.workflow, claim.operation.id)
+
+    _follow(engine, claim.operation.id, engine.database.run(record))
+    log.info("step undone")
+    return Verdict.PASS_ON
+
+
+def _requeue(engine: Engine, claim: _Claim, *, after_s: float, waiting_for: str | None) -> None:
+    engine.database.run(
+        lambda session: ledger.requeue_step(
+            session, claim.step.key, after_s=after_s, waiting_for=waiting_for
+        )
+    )
+
+
+def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Verdict:
+    """Try again, pass over a best-effort step, or turn the operation back."""
+    error = error.with_details(step=claim.step.name, host=claim.step.host)
+    log.warning("step failed", code=error.code, error=error.message)
+    is_last_try = claim.step.failures + 1 >= claim.spec.max_failures
+    committed = claim.operation.is_committed
+
+    def record(session: Session) -> endings.Turn:
+        committed_now = (
+            committed
+            or session.get_one(Operation, claim.operation.id, populate_existing=True).is_committed
+        )
+        wants_retry = error.retryable or claim.step.is_undo or committed_now
+        if isinstance(error, HypervisorUnavailable) and claim.workflow.waits_for_host:
+            ledger.requeue_step(
+                session, claim.step.key, after_s=1.0, waiting_for=f"libvirt on {error.host}"
+            )
+            return endings.Turn.WAIT
+        if wants_retry and not is_last_try:
+            ledger.requeue_step(
+                session,
+                claim.step.key,
+                after_s=backoff_s(claim.step.failures, error),
+                error=error.to_wire(),
+            )
+            return endings.Turn.WAIT
+        ledger.fail_step(session, claim.step.key, error.to_wire())
+        if claim.step.is_undo:
+            return endings.finish_undo(session, claim.workflow, claim.operation.id)
+        if claim.spec.best_effort or committed_now:
+            ended = endings.advance(
+                session, claim.workflow, claim.operation.id, claim.step.key.position
+            )
+            return endings.Turn.ENDED if ended else endings.Turn.RING
+        return endings.turn_back(session, claim.workflow, claim.operation.id, error)
+
+    try:
+        turn = engine.database.run(record)
+    except LeaseLost as exc:
+        log.warning("failure not recorded, the step is another's", reason=str(exc))
+        return Verdict.IGNORE
+    _follow(engine, claim.operation.id, turn)
+    return Verdict.IGNORE
+
+
+def _follow(engine: Engine, operation_id: UUID, turn: endings.Turn) -> None:
+    if turn is endings.Turn.ENDED:
+        engine.bells.publish_outcome(operation_id)
+    elif turn is endings.Turn.RING:
+        engine.bells.ring(operation_id)

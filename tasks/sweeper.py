@@ -1,0 +1,65 @@
+"""The sweeper: whatever a message should have done and did not, is rung again.
+
+Runs every few seconds from beat, and as a process of its own; any number may run at once.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+from sqlalchemy.orm import Session
+
+from models import sweep
+from models.session import Database
+from tasks import endings
+from tasks.bells import Bells
+from tasks.workflow import Workflows
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What one sweep found."""
+
+    rung: int
+    turned_back: int
+    published: int
+
+
+def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepReport:
+    """Do one round.
+
+    Args:
+        database: where the ledger is.
+        workflows: to undo what has to be undone.
+        bells: to ring.
+    """
+    turned_back = 0
+    for stray in database.run(sweep.list_strayed):
+        turn = database.run(partial(_turn_back, workflows=workflows, stray=stray))
+        if turn is endings.Turn.ENDED:
+            bells.publish_outcome(stray.operation_id)
+        elif turn is endings.Turn.RING:
+            bells.ring(stray.operation_id)
+        turned_back += 1
+    due = database.run(lambda session: sweep.take_due_bells(session, grace_s=GRACE_S))
+    for bell in due:
+        log.info("ringing again", operation=str(bell.operation_id), position=bell.position)
+        bells.ring(bell.operation_id)
+    unpublished = database.run(sweep.list_unpublished_outcomes)
+    for operation_id in unpublished:
+        bells.publish_outcome(operation_id)
+    return SweepReport(len(due), turned_back, len(unpublished))
+
+
+def _turn_back(session: Session, *, workflows: Workflows, stray: sweep.Strayed) -> endings.Turn:
+    workflow = workflows[stray.kind]
+    if stray.why == "undone":
+        return endings.finish_undo(session, workflow, stray.operation_id)
+    error = endings.stray_error(
+        stray.why, kind=stray.kind, cancelled_by=stray.cancelled_by, limit_s=stray.limit_s
+    )
+    return endings.turn_back(session, workflow, stray.operation_id, error)

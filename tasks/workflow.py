@@ -1,0 +1,138 @@
+"""What a workflow is: a list of steps, and what the end of it means for the guest."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from models.operation import Operation
+from models.operations import PlannedStep
+
+if TYPE_CHECKING:
+    from tasks.context import StepContext
+
+
+class On(StrEnum):
+    """Where a step runs, relative to its operation."""
+
+    CONTROL = "control"
+    SRC = "src"
+    DST = "dst"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a step hands back.
+
+    Args:
+        detail: JSON facts for the ledger, for later steps and for people.
+        commit: runs in the transaction that records the step; for what must be true with it.
+    """
+
+    detail: dict[str, Any] = field(default_factory=dict)
+    commit: Callable[[Session], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """One step.
+
+    Args:
+        name: stands in the ledger and in the Celery task's name; stable for ever.
+        on: which host's queue.
+        do: probes, acts, verifies; safe to begin again at any point.
+        undo: removes what the ledger says ``do`` made, or was about to make.
+        admit: asked in the claim's transaction; a sentence means «not yet», and why.
+        best_effort: its failure is noted and does not fail the operation.
+        max_failures: how often it may fail or lose its worker before it fails for good.
+    """
+
+    name: str
+    on: On
+    do: "Callable[[StepContext], Done]"
+    undo: "Callable[[StepContext], None] | None" = None
+    admit: Callable[[Session, Operation], str | None] | None = None
+    best_effort: bool = False
+    max_failures: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A verb.
+
+    Args:
+        kind: the operation's kind; task names are ``innkeeper.<kind>.<step>``.
+        steps: in order.
+        on_success: settles the guest in the ending transaction; returns the operation's result.
+        on_failure: settles the guest after everything was undone.
+        replan: may answer a failure with fresh steps on another host; None to give up.
+        waits_for_host: whether a host whose libvirt is away is waited for until the deadline;
+            False where another host can do the work as well.
+    """
+
+    kind: str
+    steps: tuple[StepSpec, ...]
+    on_success: Callable[[Session, Operation], dict[str, Any]]
+    on_failure: Callable[[Session, Operation], None]
+    replan: Callable[[Session, Operation], list[PlannedStep] | None] | None = None
+    waits_for_host: bool = True
+
+    def get_step(self, name: str) -> StepSpec:
+        """Get a step by its name.
+
+        Raises:
+            KeyError: the ledger names a step that this release does not have.
+        """
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise KeyError(f"{self.kind} has no step {name!r}")
+
+    @property
+    def undoable(self) -> frozenset[str]:
+        """Names of the steps that leave something to undo."""
+        return frozenset(step.name for step in self.steps if step.undo is not None)
+
+    def plan(self, *, src: str | None, dst: str | None) -> list[PlannedStep]:
+        """Return the steps with the hosts that will do them."""
+        hosts = {On.CONTROL: None, On.SRC: src, On.DST: dst}
+        return [PlannedStep(step.name, hosts[step.on]) for step in self.steps]
+
+
+class Workflows:
+    """The workflows that this release knows, by kind."""
+
+    def __init__(self, *workflows: Workflow) -> None:
+        self._by_kind = {workflow.kind: workflow for workflow in workflows}
+
+    def __getitem__(self, kind: str) -> Workflow:
+        return self._by_kind[kind]
+
+    def __iter__(self) -> Iterator[Workflow]:
+        return iter(self._by_kind.values())
+
+
+def queue_for(host: str | None) -> str:
+    """Return the queue of a host's worker, or the control queue for None."""
+    return "control" if host is None else f"host.{host}"
+
+
+def task_name(kind: str, step: str, *, is_undo: bool) -> str:
+    """Return the Celery task name of a step."""
+    return f"innkeeper.{kind}.{step}" + (".undo" if is_undo else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A message to send: which step, on whose queue."""
+
+    operation_id: UUID
+    position: int
+    kind: str
+    step: str
+    host: str | None
+    is_undo: bool
+    summary: str

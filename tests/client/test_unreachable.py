@@ -1,0 +1,128 @@
+"""A Redis that refuses, is silent, or comes back: every call ends, in seconds and typed."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import control_stub
+import pytest
+import redis
+from private_redis import PrivateRedis, free_port
+
+from innkeeper import BrokerUnavailable, Innkeeper, ServiceError, WaitTimeout, operation
+
+CALLS: dict[str, Callable[[Innkeeper], Any]] = {
+    "request": lambda inn: inn.start("vm-1"),
+    "query": lambda inn: inn.instances(),
+    "result": lambda inn: inn.operation(uuid4()).result(),
+    "cancel": lambda inn: inn.operation(uuid4()).cancel(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_a_refused_connection_is_said_at_once(call: Callable[[Innkeeper], Any]) -> None:
+    address = f"redis://:secret@127.0.0.1:{free_port()}/0"
+    began = time.monotonic()
+
+    with (
+        Innkeeper(address, address) as inn,
+        pytest.raises(BrokerUnavailable, match="refused") as caught,
+    ):
+        call(inn)
+
+    assert time.monotonic() - began < 2
+    assert "secret" not in str(caught.value.to_wire())
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_a_silent_redis_is_given_up_after_the_time_out(
+    black_hole: str, call: Callable[[Innkeeper], Any]
+) -> None:
+    began = time.monotonic()
+
+    with Innkeeper(black_hole, black_hole, timeout_s=1) as inn, pytest.raises(BrokerUnavailable):
+        call(inn)
+
+    assert time.monotonic() - began < 4
+
+
+def test_a_refused_request_tells_the_id_it_would_have_had(black_hole: str) -> None:
+    with (
+        Innkeeper(black_hole, black_hole, timeout_s=0.5) as inn,
+        pytest.raises(BrokerUnavailable) as caught,
+    ):
+        inn.start("vm-1", idempotency_key="k")
+
+    assert caught.value.details["operation_id"] == "3102a21b-577a-58b2-af7d-9a424279677d"
+
+
+def test_without_a_control_worker_a_question_ends_and_says_so(tmp_path: Path) -> None:
+    server = PrivateRedis(tmp_path)
+    server.start()
+    try:
+        with (
+            Innkeeper(server.broker_url, server.result_url, timeout_s=0.5) as inn,
+            pytest.raises(ServiceError, match="No control worker answered") as caught,
+        ):
+            inn.instances()
+    finally:
+        server.stop()
+
+    assert type(caught.value) is ServiceError
+
+
+def test_a_wait_outlives_an_emptied_redis_and_sends_the_request_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operation, "_ARRIVAL_S", 0.5)
+    server = PrivateRedis(tmp_path)
+    server.start()
+    try:
+        inn = Innkeeper(server.broker_url, server.result_url, timeout_s=1)
+        spawned = inn.spawn(name="vm-1", image="/noble.qcow2")
+        server.stop()
+        with pytest.raises(WaitTimeout, match="refused"):
+            spawned.wait(timeout_s=0.5)
+
+        server.start()
+        # A process of its own: two Celery workers in one stop each other.
+        worker = subprocess.Popen(
+            [sys.executable, control_stub.__file__, server.broker_url, server.result_url]
+        )
+        try:
+            # No message of the first sending is left, so only a second one can bring the result.
+            assert spawned.wait(timeout_s=20)["name"] == "vm-1"
+            # The pooled connections of before the restart do no harm.
+            inn.start("vm-1").wait(timeout_s=10)
+        finally:
+            worker.kill()
+            worker.wait()
+    finally:
+        server.stop()
+
+
+def test_a_wait_without_limit_ends_when_nothing_answers_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(operation, "OUTAGE_LIMIT_S", 0.5)
+    address = f"redis://127.0.0.1:{free_port()}/0"
+    inn = Innkeeper(address, address)
+
+    with pytest.raises(BrokerUnavailable):
+        inn.operation(uuid4()).wait()
+    with pytest.raises(BrokerUnavailable):
+        list(inn.operation(uuid4()).watch())
+
+
+def test_answers_that_were_read_do_not_stay_in_redis(
+    inn: Innkeeper, private_redis: PrivateRedis
+) -> None:
+    with redis.Redis(port=private_redis.port, db=1) as results:
+        before = results.dbsize()
+        inn.instances()
+        inn.hosts()
+        assert results.dbsize() == before

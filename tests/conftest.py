@@ -1,0 +1,64 @@
+"""Fixtures that start what the tests need and take it down, also when the test run is killed."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.config import Config
+from sqlalchemy import create_engine, make_url, text
+
+from alembic import command
+from lab.handle import Lab
+from models.session import Database
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two hypervisors with workers, control, beat, Postgres and Redis."""
+    with tempfile.TemporaryDirectory(prefix="innkeeper-test-", dir="/var/tmp") as directory:
+        os.chmod(directory, 0o755)
+        with Lab.up(Path(directory), hosts=2, workers=True, owner_pid=os.getpid()) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """An empty Postgres of its own, without hypervisors."""
+    with tempfile.TemporaryDirectory(prefix="innkeeper-pg-", dir="/var/tmp") as directory:
+        os.chmod(directory, 0o755)
+        with Lab.up(Path(directory), hosts=1, workers=False, owner_pid=os.getpid()) as running:
+            yield running.env()["INNKEEPER_DATABASE_URL"]
+
+
+def alembic_config(url: str) -> Config:
+    config = Config(str(ROOT / "alembic.ini"))
+    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    return config
+
+
+@pytest.fixture
+def fresh_url(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database that is dropped afterwards."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    url = make_url(postgres_url).set(database=name)
+    yield url.render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    admin.dispose()
+
+
+@pytest.fixture
+def database(fresh_url: str) -> Iterator[Database]:
+    """A database with the schema."""
+    command.upgrade(alembic_config(fresh_url), "head")
+    database = Database(fresh_url, application_name="tests")
+    yield database
+    database.dispose()

@@ -1,0 +1,1 @@
+"""One hypervisor: its libvirt, its guests' XML, disks and images. Knows neither Celery nor Postgres."""

@@ -1,0 +1,73 @@
+"""What libvirt's capability documents say, read into HostFacts. Pure."""
+
+from typing import Any
+from uuid import UUID
+
+from lxml import etree
+
+from virt.views import HostFacts
+
+
+def version_text(number: int) -> str:
+    """Return libvirt's packed version as text: 9000000 → "9.0.0"."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def read_facts(
+    capabilities_xml: str,
+    *,
+    hostname: str,
+    libvirt_version: int,
+    qemu_version: int,
+    hypervisor: str,
+    node_info: list[Any],
+    domain_type: str,
+) -> HostFacts:
+    """Return a host's facts.
+
+    Args:
+        capabilities_xml: of ``virConnectGetCapabilities``.
+        hostname: of ``virConnectGetHostname``.
+        libvirt_version: packed, of ``virConnectGetLibVersion``.
+        qemu_version: packed, of ``virConnectGetVersion``.
+        hypervisor: of ``virConnectGetType``.
+        node_info: of ``virNodeGetInfo``: [model, memory MiB, CPUs, …].
+        domain_type: "qemu" or "kvm", to choose among machine types where they differ.
+    """
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
+    root = etree.fromstring(capabilities_xml.encode(), parser)
+    arch = root.findtext("host/cpu/arch") or str(node_info[0])
+    guest = next(
+        (
+            candidate
+            for candidate in root.iterfind("guest")
+            if candidate.findtext("os_type") == "hvm"
+            and (candidate.find(f"arch[@name='{arch}']")) is not None
+        ),
+        None,
+    )
+    emulator, types, machines = "", [], {}
+    if guest is not None:
+        types = [str(kind.get("type")) for kind in guest.iterfind("arch/domain")]
+        emulator = guest.findtext("arch/emulator") or ""
+        scope = guest.find(f"arch/domain[@type='{domain_type}']")
+        listed = list(guest.iterfind("arch/machine"))
+        if scope is not None:
+            listed += list(scope.iterfind("machine"))
+        for machine in listed:
+            if machine.get("canonical"):
+                machines[machine.text or ""] = str(machine.get("canonical"))
+    return HostFacts(
+        host_uuid=UUID(root.findtext("host/uuid") or ""),
+        hostname=hostname,
+        libvirt_version=version_text(libvirt_version),
+        qemu_version=version_text(qemu_version),
+        hypervisor=hypervisor,
+        arch=arch,
+        emulator=emulator,
+        domain_types=tuple(dict.fromkeys(types)),
+        machine_types=machines,
+        cpu_model=root.findtext("host/cpu/model"),
+        vcpus=int(node_info[2]),
+        memory_mib=int(node_info[1]),
+    )

@@ -1,0 +1,327 @@
+"""The host's image cache: content-addressed files that are fetched once, judged, and never written.
+
+    <root>/<sha256>.<format>        the image, mode 0444
+    <root>/<sha256>.<format>.json   what was found out about it
+    <root>/.sources/<key>.json      which digest an address without one gave last, and its validator
+    <root>/.partial/<key>           a transfer that broke and can go on
+    <root>/.locks/<key>             single flight, across threads and processes
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import structlog
+
+from innkeeper.errors import DigestMismatch, FetchFailed, InnkeeperError
+from virt.guest_lock import file_lock
+from virt.identity import sync_directory
+from virt.image_source import FileSource, HttpSource, ImageSource, http_client, is_http
+from virt.image_transfer import Transfer
+from virt.inspect_image import RULES_VERSION, inspect_file, refuse_larger
+from virt.qemu_img import ImageFormat
+
+log = structlog.get_logger(__name__)
+
+Check = Callable[[], None]
+OnProgress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedImage:
+    """An image in the cache.
+
+    Args:
+        path: the file; must never be written.
+        digest: SHA-256 of its bytes.
+        format: as declared and verified.
+        size_bytes: of the file.
+        virtual_size_bytes: of the disk a guest would see.
+        was_fetched: whether this call brought it here.
+    """
+
+    path: Path
+    digest: str
+    format: ImageFormat
+    size_bytes: int
+    virtual_size_bytes: int
+    was_fetched: bool = False
+
+
+@dataclass(frozen=True)
+class _Facts:
+    size_bytes: int
+    virtual_size_bytes: int
+    rules_version: int
+
+
+class ImageCache:
+    """The cached images of one host.
+
+    Args:
+        root: a directory of this host, made when missing.
+        allowed_file_roots: where ``file://`` images may lie.
+        max_bytes: no image file may be larger.
+        attempts: how often a broken transfer is taken up again, at once and with pauses.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        allowed_file_roots: tuple[Path, ...],
+        max_bytes: int,
+        attempts: int = 4,
+    ) -> None:
+        self.root = root
+        self._allowed_roots = tuple(allowed_file_roots)
+        self._max_bytes = max_bytes
+        self._attempts = attempts
+        for name in (".sources", ".partial", ".locks"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def ensure(
+        self,
+        url: str,
+        sha256: str | None,
+        image_format: ImageFormat,
+        *,
+        max_virtual_size_bytes: int | None = None,
+        on_progress: OnProgress = lambda _done, _total: None,
+        check: Check = lambda: None,
+    ) -> CachedImage:
+        """Return the image, fetching it when the cache does not have it.
+
+        Args:
+            url: http(s)://, file:// or an absolute path.
+            sha256: the digest the bytes must have; None to take what comes.
+            image_format: what the image must be.
+            max_virtual_size_bytes: the disk's size; None for no limit.
+            on_progress: told (bytes done, bytes in all or None).
+            check: called often; may raise to stop.
+
+        Raises:
+            InvalidRequest: the address is of no allowed kind.
+            FetchFailed: the source did not deliver.
+            DigestMismatch: other bytes came.
+            UnsafeImage: see virt.inspect_image.
+            FormatMismatch: see virt.inspect_image.
+            ImageTooLarge: the file or its disk exceeds a limit.
+        """
+        if sha256 is not None:
+            found = self._find_within(sha256, image_format, max_virtual_size_bytes)
+            if found is not None:
+                return found
+        key = sha256 or hashlib.sha256(f"{image_format} {url}".encode()).hexdigest()
+        with self._alone(key, check):
+            # Whoever held the lock may have fetched it.
+            if sha256 is not None:
+                found = self._find_within(sha256, image_format, max_virtual_size_bytes)
+                if found is not None:
+                    return found
+            return self._fetch(
+                url, sha256, image_format, key, max_virtual_size_bytes, on_progress, check
+            )
+
+    def path_for(self, digest: str, image_format: ImageFormat) -> Path:
+        """Return where an image lies or would lie."""
+        return self.root / f"{digest}.{image_format}"
+
+    def find(self, digest: str, image_format: ImageFormat) -> CachedImage | None:
+        """Return a cached image; None when it is not there.
+
+        One that was judged by older rules, or whose size has changed, is judged again.
+
+        Raises:
+            UnsafeImage: today's rules refuse it.
+            FormatMismatch: today's rules refuse it.
+        """
+        path = self.path_for(digest, image_format)
+        try:
+            size_bytes = path.stat().st_size
+        except FileNotFoundError:
+            return None
+        facts = _read_facts(path)
+        if (
+            facts is None
+            or facts.rules_version != RULES_VERSION
+            or facts.size_bytes != size_bytes
+        ):
+            facts = self._judge(path, image_format)
+        return CachedImage(
+            path=path,
+            digest=digest,
+            format=image_format,
+            size_bytes=size_bytes,
+            virtual_size_bytes=facts.virtual_size_bytes,
+        )
+
+    def list(self) -> list[CachedImage]:
+        """Return all cached images; one that today's rules refuse is left out."""
+        images = []
+        for image_format in ("qcow2", "raw"):
+            for path in sorted(self.root.glob(f"*.{image_format}")):
+                try:
+                    found = self.find(path.stem, image_format)  # type: ignore[arg-type]
+                except InnkeeperError as error:
+                    log.warning("a cached image is refused", path=str(path), error=error.message)
+                    continue
+                if found is not None:
+                    images.append(found)
+        return images
+
+    def remove(self, digest: str) -> int:
+        """Remove an image in all its formats; the caller knows that no disk needs it.
+
+        Returns:
+            The bytes of the files removed; 0 when there were none.
+        """
+        freed = 0
+        with self._alone(digest, lambda: None):
+            for image_format in ("qcow2", "raw"):
+                path = self.path_for(digest, image_format)  # type: ignore[arg-type]
+                if path.exists():
+                    freed += path.stat().st_blocks * 512
+                    path.unlink()
+                _facts_path(path).unlink(missing_ok=True)
+        return freed
+
+    def _find_within(
+        self, digest: str, image_format: ImageFormat, max_virtual_size_bytes: int | None
+    ) -> CachedImage | None:
+        found = self.find(digest, image_format)
+        if found is not None:
+            refuse_larger(found.virtual_size_bytes, max_virtual_size_bytes)
+        return found
+
+    def _fetch(
+        self,
+        url: str,
+        sha256: str | None,
+        image_format: ImageFormat,
+        key: str,
+        max_virtual_size_bytes: int | None,
+        on_progress: OnProgress,
+        check: Check,
+    ) -> CachedImage:
+        known = self._find_source(key, image_format) if sha256 is None else None
+        with self._source(url) as source:
+            transfer = Transfer(
+                source,
+                url=url,
+                partial=self.root / ".partial" / key,
+                image_format=image_format,
+                max_bytes=self._max_bytes,
+                max_virtual_size_bytes=max_virtual_size_bytes,
+                attempts=self._attempts,
+                on_progress=on_progress,
+                check=check,
+            )
+            done = transfer.run(known=known[1] if known else "")
+        if done.is_unchanged and known is not None:
+            refuse_larger(known[0].virtual_size_bytes, max_virtual_size_bytes)
+            return known[0]
+        try:
+            if sha256 is not None and done.digest != sha256:
+                raise DigestMismatch(
+                    f"The image {url} has the SHA-256 {done.digest}; promised was {sha256}.",
+                    {"url": url, "expected": sha256, "actual": done.digest},
+                )
+            image = self._publish(
+                done.path, done.digest, image_format, max_virtual_size_bytes
+            )
+        except InnkeeperError:
+            done.path.unlink(missing_ok=True)
+            raise
+        if sha256 is None and done.validator:
+            self._remember_source(key, done.digest, done.validator)
+        return image
+
+    def _publish(
+        self, fetched: Path, digest: str, image_format: ImageFormat, max_bytes: int | None
+    ) -> CachedImage:
+        facts = self._judge(fetched, image_format, facts_of=self.path_for(digest, image_format))
+        refuse_larger(facts.virtual_size_bytes, max_bytes)
+        path = self.path_for(digest, image_format)
+        fetched.chmod(0o444)
+        os.replace(fetched, path)
+        sync_directory(self.root)
+        return CachedImage(
+            path=path,
+            digest=digest,
+            format=image_format,
+            size_bytes=facts.size_bytes,
+            virtual_size_bytes=facts.virtual_size_bytes,
+            was_fetched=True,
+        )
+
+    def _judge(
+        self, path: Path, image_format: ImageFormat, facts_of: Path | None = None
+    ) -> _Facts:
+        info = inspect_file(path, image_format)
+        facts = _Facts(path.stat().st_size, info.virtual_size_bytes, RULES_VERSION)
+        _write_json(_facts_path(facts_of or path), asdict(facts))
+        return facts
+
+    @contextmanager
+    def _source(self, url: str) -> Iterator[ImageSource]:
+        if not is_http(url):
+            yield FileSource(url, self._allowed_roots)
+            return
+        with http_client() as client:
+            yield HttpSource(url, client)
+
+    @contextmanager
+    def _alone(self, key: str, check: Check) -> Iterator[None]:
+        with file_lock(
+            self.root / ".locks" / key,
+            timeout_s=None,
+            check=check,
+            busy=lambda: FetchFailed("The image is being fetched by another process.", {}),
+        ):
+            yield
+
+    def _find_source(
+        self, key: str, image_format: ImageFormat
+    ) -> tuple[CachedImage, str] | None:
+        said = _read_json(self.root / ".sources" / f"{key}.json")
+        if said is None:
+            return None
+        found = self.find(str(said.get("digest")), image_format)
+        return (found, str(said.get("validator"))) if found is not None else None
+
+    def _remember_source(self, key: str, digest: str, validator: str) -> None:
+        _write_json(
+            self.root / ".sources" / f"{key}.json", {"digest": digest, "validator": validator}
+        )
+
+
+def _facts_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_facts(path: Path) -> _Facts | None:
+    said = _read_json(_facts_path(path))
+    try:
+        return None if said is None else _Facts(**said)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, object] | None:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    own = path.with_name(f".{path.name}.{uuid4().hex}")
+    own.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(own, path)

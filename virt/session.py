@@ -1,0 +1,257 @@
+"""The connections of one host as one thing: opened together, lost together, replaced together.
+
+Three connections to one libvirtd, because each is served only a few calls at a time:
+
+    events   callbacks and keepalive; makes no calls, so nothing can delay an event
+    control  quick calls: states, XML, job figures, abort, pause and resume
+    work     calls that last: start, destroy, guest agent
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from innkeeper.errors import InnkeeperError
+from virt import events
+from virt.connection import CALLS_AT_ONCE, Connection, ensure_event_loop, open_connection
+from virt.errors import not_connected
+from virt.watch import EventHub
+
+log = structlog.get_logger(__name__)
+
+RECONNECT_S = 0.2
+RECONNECT_MAX_S = 2.0
+CLOSE_JOIN_S = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Live:
+    generation: int
+    events: Connection
+    control: Connection
+    work: Connection
+    callbacks: tuple[int, ...]
+
+    @property
+    def all(self) -> tuple[Connection, ...]:
+        return (self.events, self.control, self.work)
+
+
+class Session:
+    """Keeps one host's connections up.
+
+    Args:
+        uri: libvirt's.
+        name: the host's name.
+        hub: gets the host's events.
+        keepalive_interval_s: seconds between probes; dead after interval × (count + 1).
+        keepalive_count: probes that may stay unanswered.
+        on_connected: called in the session's thread after the callbacks are registered, so that a
+            snapshot taken in it misses nothing.
+        on_lost: called in the session's thread with the reason, once per lost connection.
+        calls_at_once: for each of control and work.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        name: str,
+        hub: EventHub,
+        keepalive_interval_s: int,
+        keepalive_count: int,
+        on_connected: Callable[[], None] | None,
+        on_lost: Callable[[str], None] | None,
+        calls_at_once: int = CALLS_AT_ONCE,
+    ) -> None:
+        self.uri = uri
+        self.name = name
+        self._hub = hub
+        self._keepalive = (keepalive_interval_s, keepalive_count)
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        self._calls_at_once = calls_at_once
+        self._live: _Live | None = None
+        self._generation = 0
+        self._faults: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start connecting in the background; returns at once.
+
+        Raises:
+            InternalError: the process was forked from one that had libvirt's event loop.
+        """
+        ensure_event_loop()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name=f"libvirt-{self.name}", daemon=True
+            )
+            self._thread.start()
+
+    def close(self) -> None:
+        """Close everything, bounded in time."""
+        self._closing.set()
+        self._faults.put((0, "closed by us"))
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_JOIN_S)
+
+    @property
+    def is_connected(self) -> bool:
+        """True while all connections are open."""
+        return self._live is not None
+
+    @property
+    def generation(self) -> int:
+        """Number of the current set of connections; grows with each reconnect."""
+        return self._generation
+
+    def control(self, what: str) -> Connection:
+        """Return the connection for quick calls.
+
+        Raises:
+            HypervisorUnavailable: there is none now.
+        """
+        return self._need(what).control
+
+    def work(self, what: str) -> Connection:
+        """Return the connection for calls that last.
+
+        Raises:
+            HypervisorUnavailable: there is none now.
+        """
+        return self._need(what).work
+
+    def open_own(self, on_fault: Callable[[str], None] | None = None) -> Connection:
+        """Return a new connection for a caller with one long call, who must close it.
+
+        Raises:
+            HypervisorUnavailable: libvirtd does not answer.
+        """
+        return self._open(on_fault or (lambda _reason: None))
+
+    def _need(self, what: str) -> _Live:
+        live = self._live
+        if live is None:
+            raise not_connected(self.name, what)
+        return live
+
+    def _run(self) -> None:
+        pause_s = RECONNECT_S
+        while not self._closing.is_set():
+            try:
+                live = self._connect()
+            except InnkeeperError as error:
+                log.warning("libvirt is out of reach", host=self.name, error=error.message)
+                self._closing.wait(pause_s)
+                pause_s = min(2 * pause_s, RECONNECT_MAX_S)
+                continue
+            pause_s = RECONNECT_S
+            reason = self._serve(live)
+            self._live = None
+            self._discard(live, is_broken=not self._closing.is_set())
+            if not self._closing.is_set():
+                log.warning("connection to libvirt lost", host=self.name, reason=reason)
+                self._tell(self._on_lost, reason)
+
+    def _serve(self, live: _Live) -> str:
+        self._live = live
+        log.info("connected to libvirt", host=self.name, generation=live.generation)
+        self._tell(self._on_connected)
+        # Only now: a watcher that looks again must be able to.
+        self._hub.publish(events.restored_event())
+        while True:
+            generation, reason = self._faults.get()
+            if generation == live.generation or self._closing.is_set():
+                return reason
+
+    def _connect(self) -> _Live:
+        self._generation += 1
+        number = self._generation
+
+        def faulty(reason: str) -> None:
+            self._faults.put((number, reason))
+
+        opened: list[Connection] = []
+        try:
+            for _ in range(3):
+                opened.append(self._open(faulty, faulty))
+            first, control, work = opened
+            callbacks = first.call("listen to events", self._listen)
+        except BaseException:
+            for connection in opened:
+                connection.cut()
+                connection.close()
+            raise
+        return _Live(number, first, control, work, callbacks)
+
+    def _open(
+        self, on_fault: Callable[[str], None], on_closed: Callable[[str], None] | None = None
+    ) -> Connection:
+        interval_s, count = self._keepalive
+        return open_connection(
+            self.uri,
+            host=self.name,
+            keepalive_interval_s=interval_s,
+            keepalive_count=count,
+            on_fault=on_fault,
+            on_closed=on_closed,
+            calls_at_once=self._calls_at_once,
+        )
+
+    def _listen(self, conn: Any) -> tuple[int, ...]:
+        register = conn.domainEventRegisterAny
+        return (
+            register(None, events.EVENT_LIFECYCLE, self._lifecycle, None),
+            register(None, events.EVENT_AGENT_LIFECYCLE, self._agent, None),
+            register(None, events.EVENT_MIGRATION_ITERATION, self._iteration, None),
+            register(None, events.EVENT_JOB_COMPLETED, self._job, None),
+        )
+
+    # Called in the event loop's thread: UUID and name are local to the handle, nothing blocks.
+
+    def _lifecycle(self, _conn: Any, domain: Any, code: int, detail: int, _opaque: Any) -> None:
+        event = events.lifecycle_event(_id(domain), code, detail, name=domain.name())
+        if event is not None:
+            self._hub.publish(event)
+
+    def _agent(self, _conn: Any, domain: Any, state: int, reason: int, _opaque: Any) -> None:
+        self._hub.publish(events.agent_event(_id(domain), state, reason, name=domain.name()))
+
+    def _iteration(self, _conn: Any, domain: Any, iteration: int, _opaque: Any) -> None:
+        self._hub.publish(events.iteration_event(_id(domain), iteration, name=domain.name()))
+
+    def _job(self, _conn: Any, domain: Any, params: dict[str, Any], _opaque: Any) -> None:
+        self._hub.publish(events.job_event(_id(domain), params, name=domain.name()))
+
+    def _discard(self, live: _Live, *, is_broken: bool) -> None:
+        if is_broken:
+            # Closing politely would wait for a daemon that no longer answers.
+            for connection in live.all:
+                connection.cut()
+        for number in live.callbacks:
+            with suppress(InnkeeperError):
+                live.events.call(
+                    "stop listening", lambda conn, n=number: conn.domainEventDeregisterAny(n)
+                )
+        for connection in live.all:
+            connection.close()
+
+    def _tell(self, listener: Callable[..., None] | None, *args: str) -> None:
+        if listener is None:
+            return
+        try:
+            listener(*args)
+        except Exception:
+            log.exception("a listener to the connection failed", host=self.name)
+
+
+def _id(domain: Any) -> UUID:
+    return UUID(bytes=domain.UUID())

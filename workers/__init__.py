@@ -1,0 +1,1 @@
+"""Composition root: settings, processes, the Celery application."""

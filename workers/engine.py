@@ -1,0 +1,57 @@
+"""Builds the engine of a worker process from its settings."""
+
+import os
+import uuid
+from collections.abc import Callable
+
+from celery import Celery
+
+from models.session import Database
+from tasks.bells import Bells
+from tasks.catalogue import WORKFLOWS
+from tasks.chores import register_chores
+from tasks.context import HostServices
+from tasks.leases import LeaseKeeper
+from tasks.registration import register_tasks
+from tasks.runner import Engine
+from workers.app import build_app
+from workers.settings import Settings
+
+
+def make_owner(node: str) -> str:
+    """Return the name under which this very process holds leases."""
+    return f"{node}#{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def build_engine(
+    settings: Settings, *, node: str, services: HostServices | None
+) -> tuple[Celery, Engine]:
+    """Build the Celery application with every task, and the engine behind them.
+
+    Args:
+        settings: this process's settings.
+        node: this process's role and host, as it stands before ``#`` in leases.
+        services: the hypervisor's parts; None for control.
+    """
+    database = Database(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.concurrency,
+        application_name=f"innkeeper {node}",
+    )
+    app = build_app(settings, node=node)
+    engine = Engine(
+        database=database,
+        workflows=WORKFLOWS,
+        leases=LeaseKeeper(database, make_owner(node), lease_s=settings.lease_s),
+        bells=Bells(app, database),
+        services=services,
+    )
+    register_everything(app, lambda: engine, settings)
+    return app, engine
+
+
+def register_everything(app: Celery, engine: Callable[[], Engine], settings: Settings) -> None:
+    """Register every task of this release with an application."""
+    register_tasks(app, engine)
+    register_chores(app, engine, sync_interval_s=settings.power_sync_interval_s)
+    app.finalize()

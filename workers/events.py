@@ -1,0 +1,94 @@
+"""Turns libvirt's lifecycle events into records, outside libvirt's own thread.
+
+An event is a hint to look: the guest's domain is read anew and compared with its record, so that
+late, doubled and reordered events do no harm.
+"""
+
+import queue
+import threading
+from uuid import UUID
+
+import structlog
+from celery import Celery
+from sqlalchemy.exc import SQLAlchemyError
+
+from innkeeper.errors import InnkeeperError
+from tasks.chores import request_verb_by, sync_this_host
+from tasks.power_sync import sync_host
+from tasks.runner import Engine
+from virt.events import GuestEvent
+from virt.views import DomainView
+
+log = structlog.get_logger(__name__)
+
+POWER_KINDS = frozenset({"started", "resumed", "suspended", "stopped", "crashed", "pmsuspended"})
+RETRY_S = 1.0
+
+
+class EventPump:
+    """One thread that follows a host's events.
+
+    Args:
+        app: to enqueue what a power policy asks for.
+        engine: this process's engine.
+    """
+
+    def __init__(self, app: Celery, engine: Engine) -> None:
+        self._engine = engine
+        self._request_verb = request_verb_by(app)
+        # None stands for «look at everything».
+        self._wanted: queue.Queue[UUID | None] = queue.Queue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+
+    def start(self) -> None:
+        """Begin following."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End following; what was missed is found by the next full sync."""
+        self._stop.set()
+        self._wanted.put(None)
+
+    def put(self, event: GuestEvent) -> None:
+        """Take an event; called from libvirt's event loop, so it only enqueues."""
+        if event.kind in POWER_KINDS:
+            self._wanted.put(event.instance_id)
+
+    def request_full_sync(self) -> None:
+        """Ask for a look at every domain, after a (re)connection has lost events."""
+        self._wanted.put(None)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            wanted = self._wanted.get()
+            if self._stop.is_set():
+                return
+            try:
+                self._look(wanted)
+            except (InnkeeperError, SQLAlchemyError) as exc:
+                log.warning("event not followed, looking again", error=str(exc))
+                self._stop.wait(RETRY_S)
+                self._wanted.put(wanted)
+            except Exception:
+                log.exception("defect while following an event")
+
+    def _look(self, wanted: UUID | None) -> None:
+        services = self._engine.services
+        if services is None:
+            return
+        if wanted is None:
+            sync_this_host(self._engine, self._request_verb)
+            return
+
+        def look() -> list[DomainView]:
+            view = services.hypervisor.find_domain(wanted)
+            return [] if view is None else [view]
+
+        sync_host(
+            self._engine.database,
+            host=services.name,
+            look=look,
+            is_complete=False,
+            request_verb=self._request_verb,
+        )

@@ -1,0 +1,195 @@
+"""The host role: one hypervisor, its worker, its heartbeat, its events."""
+
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import structlog
+from celery import Celery
+from sqlalchemy.exc import SQLAlchemyError
+
+from innkeeper.errors import InnkeeperError
+from models.hosts import HostRegistration, beat_heart, disable_host, enable_host, register_host
+from tasks.context import HostServices, Pool
+from tasks.runner import Engine
+from virt.hypervisor import Hypervisor
+from virt.identity import get_or_create
+from virt.images import ImageCache
+from workers.engine import build_engine
+from workers.events import EventPump
+from workers.node_lock import take_node_lock
+from workers.settings import Settings
+from workers.worker import run_worker
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_S = 5.0
+LIBVIRT_AT_START_S = 60.0
+GIB = 1024**3
+
+
+class HostRole:
+    """One hypervisor's worker process.
+
+    Args:
+        settings: this process's settings; ``host_name`` is the host's name in the database.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.name = settings.host_name
+        self.node = f"host-{self.name}"
+        self._stop = threading.Event()
+        self._pump: EventPump | None = None
+        self.hypervisor = Hypervisor(
+            settings.libvirt_uri,
+            name=self.name,
+            domain_type=settings.domain_type,
+            on_event=lambda event: self._pump.put(event) if self._pump else None,
+            on_connected=self._on_connected,
+            on_lost=self._on_lost,
+        )
+        self.services = build_services(settings, self.hypervisor)
+        self.app: Celery
+        self.engine: Engine
+        self.app, self.engine = build_engine(settings, node=self.node, services=self.services)
+        self._registered = threading.Event()
+
+    def run(self) -> int:
+        """Work until told to stop; returns the exit code."""
+        lock = take_node_lock(self.settings.lock_dir.parent, self.node)
+        self._pump = EventPump(self.app, self.engine)
+        self._pump.start()
+        self.hypervisor.start()
+        self._await_libvirt()
+        self._register()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        try:
+            return run_worker(
+                self.app,
+                self.engine,
+                node=self.node,
+                queue=f"host.{self.name}",
+                concurrency=self.settings.concurrency,
+                ready_file=self.settings.ready_file,
+                on_stop=self._close,
+            )
+        finally:
+            lock.close()
+
+    def _await_libvirt(self) -> None:
+        if not self.hypervisor.wait_connected(LIBVIRT_AT_START_S):
+            raise SystemExit(
+                f"libvirt at {self.settings.libvirt_uri} did not answer within "
+                f"{LIBVIRT_AT_START_S:.0f} s; start libvirtd, then this worker again"
+            )
+
+    def _register(self) -> None:
+        registration = describe_host(self.settings, self.hypervisor, self.engine.leases.owner)
+        self.engine.database.run(lambda session: register_host(session, registration))
+        self.engine.database.run(lambda session: enable_host(session, self.name, kind="auto"))
+        self._registered.set()
+        if self._pump is not None:
+            self._pump.request_full_sync()
+
+    def _beat(self) -> None:
+        """Say that the host lives, as long as its libvirt does."""
+        while not self._stop.wait(HEARTBEAT_S):
+            if not self.hypervisor.is_connected:
+                continue
+            try:
+                with self.engine.database.transaction() as session:
+                    is_ours = beat_heart(session, self.name, self.engine.leases.owner)
+            except SQLAlchemyError as exc:
+                log.warning("heartbeat not written", error=str(exc))
+                continue
+            if not is_ours:
+                log.error("another worker has registered for this host", host=self.name)
+
+    def _on_connected(self) -> None:
+        if not self._registered.is_set():
+            return
+        try:
+            self._register()
+        except (SQLAlchemyError, InnkeeperError):
+            log.exception("host not registered again")
+
+    def _on_lost(self, reason: str) -> None:
+        log.warning("libvirt lost", reason=reason)
+        if self._stop.is_set() or not self._registered.is_set():
+            return
+        text = f"libvirt lost: {reason}"
+        try:
+            self.engine.database.run(
+                lambda session: disable_host(
+                    session, self.name, kind="auto", disabled_by=self.node, reason=text
+                )
+            )
+        except SQLAlchemyError:
+            log.exception("host not disabled")
+
+    def _close(self) -> None:
+        self._stop.set()
+        if self._pump is not None:
+            self._pump.stop()
+        self.hypervisor.close()
+
+
+def build_services(settings: Settings, hypervisor: Hypervisor) -> HostServices:
+    """Build the parts of this host that steps use, and make its directories."""
+    roots = tuple(Path(root) for root in settings.allowed_file_roots.split(":") if root)
+    pools = {}
+    for name, pool in settings.pools.items():
+        (pool.path / "instances").mkdir(parents=True, exist_ok=True)
+        pools[name] = Pool(
+            name=name,
+            path=pool.path,
+            shared=pool.shared,
+            trusted_coherent=pool.trusted_coherent,
+            images=ImageCache(
+                pool.path / "images",
+                allowed_file_roots=roots,
+                max_bytes=settings.max_image_gib * GIB,
+            ),
+        )
+    return HostServices(
+        name=settings.host_name,
+        hypervisor=hypervisor,
+        pools=pools,
+        lock_dir=settings.lock_dir,
+        console_dir=settings.state_dir / "consoles",
+        migration_address=settings.migration_address or socket.gethostname(),
+        domain_type=settings.domain_type,
+    )
+
+
+def describe_host(settings: Settings, hypervisor: Hypervisor, worker_id: str) -> HostRegistration:
+    """Return what this host's row should say."""
+    facts = hypervisor.get_facts()
+    capacity = {
+        name: shutil.disk_usage(pool.path).total // GIB for name, pool in settings.pools.items()
+    }
+    return HostRegistration(
+        name=settings.host_name,
+        uuid=get_or_create(settings.state_dir / "host-id"),
+        worker_id=worker_id,
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        libvirt_version=facts.libvirt_version,
+        qemu_version=facts.qemu_version,
+        hypervisor_type=facts.hypervisor,
+        cpu_model=facts.cpu_model or "unknown",
+        facts={"libvirt_host_uuid": str(facts.host_uuid), "hostname": facts.hostname},
+        migration_address=settings.migration_address or socket.gethostname(),
+        pools={
+            name: {"shared": pool.shared, "total_gib": capacity[name]}
+            for name, pool in settings.pools.items()
+        },
+        vcpus_total=facts.vcpus,
+        memory_total_mib=facts.memory_mib,
+        disk_total_gib=max(capacity.values(), default=0),
+        reserved_memory_mib=settings.reserved_memory_mib,
+        cpu_overcommit=settings.cpu_overcommit,
+        memory_overcommit=settings.memory_overcommit,
+        disk_overcommit=settings.disk_overcommit,
+    )

@@ -1,0 +1,165 @@
+"""The one settings object: frozen, with units in the names, and where each value came from.
+
+Order, last wins: defaults < ``/etc/innkeeper/worker.toml`` < ``INNKEEPER_…`` < command line.
+"""
+
+import difflib
+import json
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+PREFIX = "INNKEEPER_"
+CONFIG_FILE = Path("/etc/innkeeper/worker.toml")
+
+
+class PoolSettings(BaseModel):
+    """A storage pool of the host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    shared: bool = False
+    trusted_coherent: bool = False
+
+
+class Settings(BaseModel):
+    """Every setting of every role; each names its unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database_url: Annotated[
+        SecretStr, Field(description="SQLAlchemy URL of Postgres, postgresql+psycopg://…")
+    ]
+    broker_url: Annotated[SecretStr, Field(description="Redis URL of the broker")]
+    result_url: Annotated[SecretStr, Field(description="Redis URL of the result backend")]
+    host_name: Annotated[
+        str, Field(default_factory=socket.gethostname, description="This hypervisor's name")
+    ]
+    libvirt_uri: Annotated[str, Field(description="Libvirt's connection URI")] = "qemu:///system"
+    domain_type: Annotated[
+        Literal["qemu", "kvm"], Field(description="qemu for emulation, kvm for hardware")
+    ] = "kvm"
+    migration_address: Annotated[
+        str, Field(description="Address under which other hosts reach this one's libvirt and QEMU")
+    ] = ""
+    pools: Annotated[
+        dict[str, PoolSettings], Field(description="Storage pools by name; JSON in the environment")
+    ] = Field(default_factory=lambda: {"local": PoolSettings(path=Path("/var/lib/innkeeper"))})
+    state_dir: Annotated[Path, Field(description="Identity file and console logs")] = Path(
+        "/var/lib/innkeeper"
+    )
+    lock_dir: Annotated[Path, Field(description="Per-guest lock files")] = Path(
+        "/run/innkeeper/locks"
+    )
+    allowed_file_roots: Annotated[
+        str, Field(description="Directories that file:// images may come from, ':' between them")
+    ] = "/var/lib/innkeeper-images"
+    max_image_gib: Annotated[int, Field(ge=1, description="Largest image file, GiB")] = 256
+    reserved_memory_mib: Annotated[
+        int, Field(ge=0, description="Memory kept for the host itself, MiB")
+    ] = 512
+    cpu_overcommit: Annotated[float, Field(gt=0, description="vCPUs per physical CPU")] = 4.0
+    memory_overcommit: Annotated[float, Field(gt=0, description="Memory over-commit ratio")] = 1.0
+    disk_overcommit: Annotated[float, Field(gt=0, description="Disk over-commit ratio")] = 1.0
+    concurrency: Annotated[int, Field(ge=1, description="Threads of a worker")] = 16
+    power_sync_interval_s: Annotated[
+        float, Field(ge=1, description="Seconds between two power-state syncs")
+    ] = 10.0
+    sweep_interval_s: Annotated[float, Field(ge=0.5, description="Seconds between two sweeps")] = (
+        2.0
+    )
+    lease_s: Annotated[float, Field(ge=2, description="Length of a step's lease, seconds")] = 15.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Least level logged")
+    ] = "info"
+    log_format: Annotated[
+        Literal["json", "console"], Field(description="json for machines, console for people")
+    ] = "json"
+    ready_file: Annotated[
+        Path | None, Field(description="File that is touched once the worker consumes")
+    ] = None
+
+
+class SettingsError(Exception):
+    """The settings are wrong; the message names each one, its source and the remedy."""
+
+
+# Variables that belong to the client, the lab and the tests.
+FOREIGN = ("INNKEEPER_LAB_", "INNKEEPER_CRASH_", "INNKEEPER_FLOWER_URL", "INNKEEPER_TEST_")
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    config_file: Path = CONFIG_FILE,
+) -> tuple[Settings, dict[str, str]]:
+    """Merge all layers.
+
+    Args:
+        environ: the environment; the process's own by default.
+        overrides: values from the command line; None means not given.
+        config_file: a TOML file, which may be absent.
+
+    Returns:
+        The settings, and for each name the layer it came from.
+
+    Raises:
+        SettingsError: unknown names, wrong values, missing ones; all of them at once.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    problems: list[str] = []
+
+    def take(name: str, value: Any, source: str) -> None:
+        if name not in Settings.model_fields:
+            near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"{source}: unknown setting {name!r}{hint}")
+            return
+        values[name], origin[name] = value, source
+
+    if config_file.exists():
+        for name, value in tomllib.loads(config_file.read_text()).items():
+            take(name, value, str(config_file))
+    for key, raw in environ.items():
+        if key.startswith(PREFIX) and not key.startswith(FOREIGN):
+            name = key.removeprefix(PREFIX).lower()
+            take(name, _parse(name, raw), key)
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            take(name, value, "command line")
+    try:
+        settings = Settings(**values)
+    except (ValidationError, TypeError) as exc:
+        raise SettingsError("\n".join([*problems, *_describe(exc, origin)])) from None
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings, {name: origin.get(name, "default") for name in Settings.model_fields}
+
+
+def _parse(name: str, raw: str) -> Any:
+    if name != "pools":
+        return raw
+    try:
+        return json.loads(raw)
+    except json.JSONDecodeError:
+        return raw
+
+
+def _describe(exc: Exception, origin: Mapping[str, str]) -> list[str]:
+    if not isinstance(exc, ValidationError):
+        return [str(exc)]
+    lines = []
+    for error in exc.errors(include_input=False, include_url=False):
+        name = str(error["loc"][0])
+        where = origin.get(name, f"set {PREFIX}{name.upper()}")
+        lines.append(f"{name} ({where}): {error['msg']}")
+    return lines

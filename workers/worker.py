@@ -1,0 +1,82 @@
+"""Starts a Celery worker with the options that both roles share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from celery import Celery
+from celery.signals import worker_ready, worker_shutting_down
+
+from models import ledger
+from tasks.runner import Engine
+
+log = structlog.get_logger(__name__)
+
+
+def run_worker(
+    app: Celery,
+    engine: Engine,
+    *,
+    node: str,
+    queue: str,
+    concurrency: int,
+    ready_file: Path | None,
+    on_stop: Callable[[], None],
+) -> int:
+    """Consume until told to stop.
+
+    Args:
+        app: the application with its tasks.
+        engine: this process's engine.
+        node: role and host.
+        queue: the only queue that is consumed.
+        concurrency: threads.
+        ready_file: touched once the worker consumes.
+        on_stop: called when the worker has stopped consuming.
+
+    Returns:
+        The exit code.
+    """
+    engine.leases.start()
+
+    def ready(**_: object) -> None:
+        adopt_predecessors_steps(engine, node=node)
+        if ready_file is not None:
+            ready_file.parent.mkdir(parents=True, exist_ok=True)
+            ready_file.touch()
+        log.info("worker ready", queue=queue)
+
+    worker_ready.connect(ready, weak=False)
+    worker_shutting_down.connect(lambda **_: log.info("worker shutting down"), weak=False)
+    worker = app.Worker(
+        hostname=f"{node}@innkeeper",
+        pool="threads",
+        concurrency=concurrency,
+        queues=[queue],
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        heartbeat_interval=30,
+        optimization="fair",
+        loglevel="INFO",
+    )
+    try:
+        worker.start()
+    finally:
+        on_stop()
+        engine.leases.stop()
+    return int(worker.exitcode or 0)
+
+
+def adopt_predecessors_steps(engine: Engine, *, node: str) -> None:
+    """Begin again, at once, what this node's dead predecessor had in hand.
+
+    Safe because two workers of one node never live at once: see ``node_lock``.
+    """
+    owner = engine.leases.owner
+    orphans = engine.database.run(
+        lambda session: ledger.release_predecessors(session, node=node, owner=owner)
+    )
+    for operation_id, _ in orphans:
+        log.info("adopting", operation=str(operation_id))
+        engine.bells.ring(operation_id)
