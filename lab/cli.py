@@ -77,14 +77,13 @@ def up(
     """Bring up a lab and wait until all of it is ready."""
     started = time.monotonic()
     root = (directory or default_directory()).resolve()
-    if fresh:
-        launch.down(Layout(root), wipe=True)
     extra = dict(item.split("=", 1) for item in env or [])
     lab = Lab.up(
         root,
         hosts=hosts,
         workers=workers,
-        flower=flower and workers,
+        flower=flower,
+        fresh=fresh,
         owner_pid=owner_pid,
         env=extra,
         show=_show,
@@ -218,7 +217,7 @@ def exec_(
         raise LabError(f"there is no host {host!r}; the lab has {', '.join(lab.hosts)}")
     argv = lab.host_command(host, command)
     sys.stdout.flush()
-    os.execvp(argv[0], argv)
+    os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted
 
 
 @app.command()

@@ -50,13 +50,16 @@ class Description:
     extra_env: dict[str, str]
 
     def host(self, name: str) -> HostFacts:
+        """Return the host of this name."""
         return next(host for host in self.hosts if host.name == name)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON has them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Description:
+        """Read the facts from JSON."""
         return cls(
             directory=data["directory"],
             subnet=data["subnet"],

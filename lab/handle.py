@@ -36,6 +36,7 @@ class Lab:
         hosts: int = 2,
         workers: bool = True,
         flower: bool = False,
+        fresh: bool = False,
         owner_pid: int | None = None,
         env: Mapping[str, str] | None = None,
         show: Callable[[str], None] = lambda _: None,
@@ -44,6 +45,10 @@ class Lab:
 
         Args:
             directory: its files; kept by `down`, so that a later `up` finds its guests again.
+            hosts: how many hypervisor hosts.
+            workers: run Innkeeper's own processes too.
+            flower: run Flower too (with workers).
+            fresh: forget what an earlier lab left in the directory.
             owner_pid: end the lab when this process ends, however it ends.
             env: more variables for Innkeeper's processes.
             show: is told what is being done.
@@ -52,11 +57,13 @@ class Lab:
             LabError: it could not come up.
         """
         layout = Layout(directory.resolve())
+        if fresh:
+            launch.down(layout, wipe=True)
         supervisor = launch.up(
             layout,
             hosts=hosts,
             workers=workers,
-            flower=flower,
+            flower=flower and workers,
             owner_pid=owner_pid,
             env=env or {},
             show=show,
@@ -111,6 +118,8 @@ class Lab:
         """Drop packets between two hosts, or a host and ``services``.
 
         Args:
+            a: a host, or ``services``.
+            b: a host, or ``services``.
             one_way: drop only what goes from ``a`` to ``b``.
             port: drop only TCP from or to this port.
         """
@@ -124,7 +133,7 @@ class Lab:
     def host_command(self, host: str, argv: Sequence[str]) -> list[str]:
         """Return the command that runs ``argv`` in a host's namespaces."""
         target = f"--target={self.description.host(host).holder_pid}"
-        return ["nsenter", target, "--mount", "--net", "--uts", "--pid", "--", *argv]
+        return ["nsenter", target, "--mount", "--root", "--net", "--uts", "--pid", "--", *argv]
 
     def exec(
         self, host: str, argv: Sequence[str], *, timeout_s: float | None = 60.0, check: bool = True

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from lab import progress, protocol
 from lab import description as descriptions
+from lab import progress, protocol
 from lab.errors import LabError
 from lab.guest import images as guest_images
 from lab.layout import MAX_HOSTS, REPOSITORY, Layout
@@ -37,6 +37,10 @@ def up(
     """Start a lab's supervisor and wait until the lab is ready.
 
     Args:
+        layout: where.
+        hosts: how many hosts.
+        workers: run Innkeeper's own processes.
+        flower: run Flower.
         owner_pid: the lab ends when this process does; None lets it run until `down`.
         env: more variables for Innkeeper's processes.
         show: is told what is being done.
@@ -91,7 +95,8 @@ def up(
     except LabError as error:
         supervisor.wait(30)
         raise LabError(f"{error}\nMore in {layout.logs}") from None
-    except KeyboardInterrupt:
+    except BaseException:
+        # Whoever waited is interrupted or cannot be told anything any more: no half lab stays.
         down(layout)
         raise
     return supervisor
@@ -101,11 +106,13 @@ def down(layout: Layout, *, wipe: bool = False) -> bool:
     """Take a lab down and wait until nothing of it is left.
 
     Args:
+        layout: where.
         wipe: delete its directory too.
 
     Returns:
         False when no lab was running there.
     """
+    crashed_before = layout.control_socket.exists()
     try:
         connection = protocol.connect(layout.control_socket)
     except protocol.NotRunningError:
@@ -118,7 +125,8 @@ def down(layout: Layout, *, wipe: bool = False) -> bool:
             _end(layout, supervisor_fd)
         finally:
             os.close(supervisor_fd)
-    _await_uplink_gone(layout)
+    if running or crashed_before:
+        _await_uplink_gone(layout)
     layout.control_socket.unlink(missing_ok=True)
     if wipe and layout.lock.exists():
         shutil.rmtree(layout.root)

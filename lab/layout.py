@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lab.errors import LabError
 
-DEFAULT_DIRECTORY = Path("/var/tmp/innkeeper-lab")
+DEFAULT_DIRECTORY = Path("/var/tmp/innkeeper-lab")  # noqa: S108 - only root writes in it
 DEFAULT_CACHE = Path("/var/cache/innkeeper-lab")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -73,49 +73,62 @@ class Layout:
 
     @property
     def description(self) -> Path:
+        """Facts about the lab that runs or ran here."""
         return self.root / "lab.json"
 
     @property
     def control_socket(self) -> Path:
+        """The supervisor's socket."""
         return self.root / "supervisor.sock"
 
     @property
     def lock(self) -> Path:
+        """Held while the lab lives; also marks the directory as ours."""
         return self.root / "supervisor.lock"
 
     @property
     def logs(self) -> Path:
+        """All logs."""
         return self.root / "logs"
 
     @property
     def postgres(self) -> Path:
+        """Postgres's data."""
         return self.root / "postgres"
 
     @property
     def redis(self) -> Path:
+        """Redis's append-only file."""
         return self.root / "redis"
 
     @property
     def shared(self) -> Path:
+        """What all hosts see as one shared file system."""
         return self.root / "shared"
 
     @property
     def ready(self) -> Path:
+        """Directory of ready files."""
         return self.root / "run" / "ready"
 
     def log(self, role: str) -> Path:
+        """Return a role's log."""
         return self.logs / f"{role.replace(':', '-')}.log"
 
     def ready_file(self, role: str) -> Path:
+        """Return the file by which a role says that it is ready."""
         return self.ready / role.replace(":", "-")
 
     def host(self, name: str) -> Path:
+        """Return a host's private directory."""
         return self.root / "hosts" / name
 
     def libvirt_socket(self, host: str) -> Path:
+        """Return a host's libvirt socket, as seen from outside the host."""
         return self.host(host) / "run" / "libvirt" / "libvirt-sock"
 
     def domain_pid_file(self, host: str, domain: str) -> Path:
+        """Return libvirt's record of a guest's QEMU."""
         return self.host(host) / "run" / "libvirt" / "qemu" / f"{domain}.pid"
 
     def check(self) -> None:

@@ -47,7 +47,10 @@ _STATE_DIRECTORIES = ("boot", "images", "qemu")
 
 
 def host_uuid(lab: Path, host: str) -> uuid.UUID:
-    """Return the host's UUID, the same at every start; libvirt refuses to migrate to an equal one."""
+    """Return the host's UUID, the same at every start.
+
+    No two hosts may share one: libvirt takes them for the same host and refuses to migrate.
+    """
     return uuid.uuid5(uuid.NAMESPACE_URL, f"innkeeper-lab:{lab}:{host}")
 
 

@@ -15,7 +15,9 @@ def show_logs(layout: Layout, role: str | None, lines: int, follow: bool) -> Non
     """Print the ends of logs, with the role before each line when there are several.
 
     Args:
+        layout: where.
         role: one role, or None for all.
+        lines: how many of each.
         follow: go on printing what is appended, until interrupted.
     """
     files = sorted(layout.logs.glob("*.log")) if role is None else [layout.log(role)]

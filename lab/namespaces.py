@@ -28,6 +28,9 @@ class Namespaces:
     def command(self, argv: Sequence[str], cwd: Path = Path("/")) -> list[str]:
         """Return the command that runs ``argv`` in here, in one process (no fork in between)."""
         flags = [f"--{kind}" for kind in self.kinds]
+        if "mount" in self.kinds:
+            # Entering resets the root directory too, which matters when the lab runs in a chroot.
+            flags.append("--root")
         target = ["nsenter", f"--target={self.holder.pid}", *flags, "--"]
         # Entering a mount namespace moves the working directory to its root.
         return [*target, "env", f"--chdir={cwd}", *argv]

@@ -27,6 +27,7 @@ class Subnet:
 
     @property
     def services_address(self) -> str:
+        """Where Postgres and Redis listen."""
         return f"10.213.{self.number}.1"
 
     @property
@@ -35,11 +36,8 @@ class Subnet:
         return f"innlab{self.number}"
 
     def host_address(self, index: int) -> str:
+        """Return a host's own address."""
         return f"10.213.{self.number}.{10 + index}"
-
-    @property
-    def cidr(self) -> str:
-        return f"10.213.{self.number}.0/24"
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,9 @@ class Network:
         """Drop packets as the cut says; established connections feel it too."""
         for name in (cut.a, cut.b):
             if name not in self.addresses:
-                raise LabError(f"cut: there is no {name!r}; known: {', '.join(self.addresses)}")
+                raise LabError(
+                    f"cut: there is no {name!r}; known: {', '.join(sorted(self.addresses))}"
+                )
         if cut not in self._cuts:
             self._cuts.append(cut)
             await self._apply()
@@ -150,6 +150,7 @@ class Network:
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
+        """What is cut now."""
         return tuple(self._cuts)
 
     async def _apply(self) -> None:

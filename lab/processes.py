@@ -41,6 +41,7 @@ class Process:
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended yet."""
         return self.exit_code is None
 
     async def wait(self, timeout_s: float) -> bool:

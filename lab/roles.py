@@ -137,7 +137,7 @@ def _succeeds(table: ProcessTable, command: list[str]) -> Probe:
 def _listens(address: str, port: int) -> Probe:
     async def probe(_: Process) -> bool:
         try:
-            _, writer = await asyncio.open_connection(address, port)
+            _stream, writer = await asyncio.open_connection(address, port)
         except OSError:
             return False
         writer.close()

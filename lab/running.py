@@ -55,6 +55,7 @@ class Running:
         """Start a role unless it runs, and wait until it is ready.
 
         Args:
+            name: the role.
             env: variables for this one start, over the role's own.
 
         Raises:
@@ -133,7 +134,7 @@ class Running:
         return {"role": name, "running": running, "pid": outer_pid}
 
     def _find_qemu(self, host: str, domain: str) -> int | None:
-        """Find a guest's process by libvirt's pid file, distrusting the file: numbers are reused."""
+        """Find a guest's process by libvirt's pid file, checked: process numbers are reused."""
         try:
             pid = int(self._layout.domain_pid_file(host, domain).read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -30,16 +30,19 @@ class Endpoints:
 
     @property
     def database_url(self) -> str:
+        """SQLAlchemy URL of the application database."""
         return (
             f"postgresql+psycopg://{DATABASE}:{self.password}"
             f"@{self.address}:{self.postgres_port}/{DATABASE}"
         )
 
     def redis_url(self, database: int) -> str:
+        """Return the URL of one Redis database."""
         return f"redis://{self.address}:{self.redis_port}/{database}"
 
     @property
     def flower_url(self) -> str:
+        """Where Flower shows its pages."""
         return f"http://127.0.0.1:{self.flower_port}"
 
 
@@ -89,6 +92,9 @@ async def create_cluster(table: ProcessTable, directory: Path, endpoints: Endpoi
     _POSTGRES_MOUNT.mkdir()
     await table.run("mount", "--bind", str(directory), str(_POSTGRES_MOUNT))
     data = directory / "data"
+    # The lab's lock says that no server of ours is alive; the number in the file, from a PID
+    # namespace that is gone, may by now belong to another process.
+    (data / "postmaster.pid").unlink(missing_ok=True)
     initialised = directory / "initialised"
     if not initialised.exists():
         # An initdb that was cut short leaves a directory it would refuse to continue in.
@@ -125,11 +131,12 @@ async def create_database(table: ProcessTable, endpoints: Endpoints) -> None:
     """Create the application's database when it is not there yet."""
     psql = str(_postgres_binaries() / "psql")
     url = endpoints.database_url.replace("+psycopg", "").removesuffix(DATABASE) + "postgres"
+    options = ["--no-psqlrc", "--set=ON_ERROR_STOP=1", f"--set=name={DATABASE}"]
     query = (
-        f"SELECT 'CREATE DATABASE {DATABASE}' WHERE NOT EXISTS"
-        f" (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec\n"
+        "SELECT format('CREATE DATABASE %I', :'name')"
+        " WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \\gexec\n"
     )
-    await table.run(psql, "--no-psqlrc", "--set=ON_ERROR_STOP=1", url, stdin=query)
+    await table.run(psql, *options, url, stdin=query)
 
 
 def postgres_ready_command(endpoints: Endpoints) -> list[str]:

@@ -152,6 +152,8 @@ class Supervisor:
 
     async def answer(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Serve one request of the control socket."""
+        if verb == "down":
+            return await self.down()
         if self._lab is None or self._network is None:
             raise LabError("the lab is still coming up")
         match verb:
@@ -171,8 +173,6 @@ class Supervisor:
             case "heal":
                 pair = arguments["pair"]
                 return await self._network.heal(tuple(pair) if pair else None)
-            case "down":
-                return await self.down()
             case _:
                 raise LabError(f"the lab's supervisor knows no verb {verb!r}")
 

@@ -218,6 +218,29 @@ def assert_owned(session: Session, key: StepKey) -> None:
     _move(session, key, "owner = owner")
 
 
+def find_epoch_if_owned(session: Session, key: StepKey) -> int | None:
+    """Return the guest's epoch as it is now; None when the step is another's."""
+    epoch: int | None = session.execute(
+        text(
+            """
+            SELECT i.epoch
+              FROM steps s JOIN operations o ON o.id = s.operation_id
+              JOIN instances i ON i.id = o.instance_id
+             WHERE s.operation_id = :operation_id AND s.position = :position
+               AND s.attempt = :attempt AND s.owner = :owner
+               AND s.state IN ('running', 'undoing')
+            """
+        ),
+        {
+            "operation_id": key.operation_id,
+            "position": key.position,
+            "attempt": key.attempt,
+            "owner": key.owner,
+        },
+    ).scalar()
+    return epoch
+
+
 def record_intent(session: Session, key: StepKey, undo: dict[str, Any]) -> None:
     """Write what would have to be removed, before it is made."""
     _move(session, key, "undo = undo || CAST(:undo AS jsonb)", undo=_json(undo))

@@ -49,6 +49,10 @@ class Database:
             connect_args={
                 "application_name": application_name,
                 "connect_timeout": 5,
+                # At the connection and not per transaction, which would cost a round trip each
+                # time; PgBouncer passes them on with ignore_startup_parameters = options.
+                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
+                f" -c lock_timeout={LOCK_TIMEOUT_MS}",
                 # Server-side prepared statements break behind a transaction-pooling PgBouncer.
                 "prepare_threshold": None,
                 # A severed network must not hold a thread for the kernel's two hours.
@@ -63,10 +67,6 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """Yield a session; commit at the end of the block, roll back on an exception."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            session.connection().exec_driver_sql(
-                f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS};"
-                f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
-            )
             yield session
 
     def run(self, work: Callable[[Session], T], *, patience_s: float = 20) -> T:

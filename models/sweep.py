@@ -129,6 +129,13 @@ def mark_outcome_published(session: Session, operation_id: UUID) -> None:
     )
 
 
+def lock(session: Session, name: str) -> None:
+    """Take an advisory lock for this transaction, waiting for whoever has it."""
+    session.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
+    )
+
+
 def try_lock(session: Session, name: str) -> bool:
     """Take an advisory lock for this transaction; False when another has it."""
     return bool(

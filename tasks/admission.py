@@ -4,18 +4,17 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.operation import Operation
+from models.sweep import lock
 
 BUILDS_PER_HOST = 8
 MIGRATIONS_PER_SRC = 1
 MIGRATIONS_PER_DST = 2
 
-# The advisory lock makes «count, then go on» one act for all who ask about the same host.
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
-
 
 def limit_builds(session: Session, operation: Operation) -> str | None:
     """Refuse for now when the host builds as many guests as it should."""
-    session.execute(_LOCK, {"name": f"builds:{operation.dst_host}"})
+    # «Count, then go on» is one act for all who ask about the same host.
+    lock(session, f"builds:{operation.dst_host}")
     building = session.execute(
         text(
             """
@@ -38,7 +37,7 @@ def limit_migrations(session: Session, operation: Operation) -> str | None:
     One at a time leaves a source: a second only slows both down.
     """
     for host in sorted(filter(None, (operation.src_host, operation.dst_host))):
-        session.execute(_LOCK, {"name": f"migrations:{host}"})
+        lock(session, f"migrations:{host}")
     leaving, arriving = session.execute(
         text(
             """

@@ -86,7 +86,7 @@ def register_chores(app: Celery, engine: Callable[[], Engine], *, sync_interval_
         return sync_this_host(engine(), request_verb_by(app))
 
     for name, body in ((SWEEP, sweep), (FAN_OUT_POWER_SYNC, fan_out), (SYNC_POWER, sync_power)):
-        app.task(name=name, ignore_result=True, throws=(InnkeeperError,))(body)
+        app.task(name=name, ignore_result=True, send_events=False, throws=(InnkeeperError,))(body)
 
 
 def sync_this_host(engine: Engine, request_verb: RequestVerb) -> dict[str, int]:
@@ -128,6 +128,8 @@ def request_verb_by(app: Celery) -> RequestVerb:
             queue="control",
             kwargs={
                 "instance": str(instance_id),
+                # Nobody asked for this guest to run: it gets no grace.
+                **({"policy": {"force": True}} if verb == "stop" else {}),
                 "requested_by": "power-policy",
                 "reason": "the power state departed from the record",
             },

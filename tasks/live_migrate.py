@@ -115,6 +115,10 @@ def prepare_destination(context: StepContext) -> Done:
 def unprepare_destination(context: StepContext) -> None:
     """Undo of prepare_destination: the incoming domain first, then the files that were made."""
     _remove_arrived(context)
+    if context.host.hypervisor.find_domain(context.instance.id) is not None:
+        return
+    if context.step.undo.get("console"):
+        context.host.console_path(context.instance.id).unlink(missing_ok=True)
     if is_recorded(context.pool, context.instance.id, context.step.undo.get("directory")):
         ensure_instance_dir_removed(context.pool, context.instance.id)
 

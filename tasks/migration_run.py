@@ -28,6 +28,8 @@ ABORT_PATIENCE_S = 30.0
 def prepare(context: StepContext) -> Done:
     """Make what the destination needs; see live_migrate.prepare_destination."""
     context.host.console_dir.mkdir(parents=True, exist_ok=True)
+    # QEMU makes the log when the guest arrives, and leaves it there when it does not stay.
+    context.intend(console=str(context.host.console_path(context.instance.id)))
     if context.details["check_source"]["storage"] == Storage.SHARED:
         return Done({"made": []})
     spec = InstanceSpec.model_validate(context.instance.spec)

@@ -129,4 +129,5 @@ def _register_query(
         return engine().database.run(lambda session: query(session, **fields))
 
     answer.__name__, answer.__doc__ = query.__name__, inspect.getdoc(query)
-    app.task(name=name, ignore_result=False, throws=(InnkeeperError,))(answer)
+    # Every look of every client would drown the operations in Flower.
+    app.task(name=name, ignore_result=False, send_events=False, throws=(InnkeeperError,))(answer)

@@ -31,15 +31,16 @@ from innkeeper.types import (
 )
 from models.host import Host
 from models.instance import Instance
-from models.operation import Migration, Operation, OperationAlias, Step
+from models.operation import Migration, Operation, OperationAlias
 from models.operations import (
     NewOperation,
-    PlannedStep,
+    append_steps,
     get_instance_by_reference,
     insert_operation,
     take_instance,
 )
 from models.queries import record_event
+from models.sweep import lock
 from tasks.catalogue import WORKFLOWS
 from tasks.choosing import choose_and_claim
 from tasks.migration_checks import failure
@@ -80,6 +81,9 @@ def find_repeated(
     Raises:
         Conflict: the idempotency key, or the task id, belongs to another request.
     """
+    # Two deliveries of one request at the same moment must not both find nothing.
+    for name in filter(None, (str(envelope.operation_id), envelope.idempotency_key)):
+        lock(session, f"request:{name}")
     known = session.scalars(
         select(Operation).where(
             (Operation.id == envelope.operation_id)
@@ -152,7 +156,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         raise _name_taken(spec.name)
     instance_id = uuid4()
     new = _new(envelope, "spawn", fields, {}, deadline_s=SPAWN_MARGIN_S + spec.boot_timeout_s)
-    insert_operation(session, new, WORKFLOWS["spawn"].plan(src=None, dst=None))
+    insert_operation(session, new, [])
     try:
         with session.begin_nested():
             session.execute(
@@ -183,7 +187,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     operation.dst_host = host
     operation.refusals = [refusal.to_wire() for refusal in refusals]
     instance.host = host
-    _place_steps(session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host))
+    append_steps(session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host), first_position=0)
     record_event(
         session, "instance.requested", instance_id=instance_id, operation_id=new.id, host=host
     )
@@ -230,7 +234,7 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
         deadline_s=policy.deadline_s + MIGRATE_MARGIN_S,
         src_host=src,
     )
-    insert_operation(session, new, WORKFLOWS["live_migrate"].plan(src=src, dst=None))
+    insert_operation(session, new, [])
     instance = take_instance(session, instance.id, new, allowed=MIGRATABLE)
     dst, refusals = choose_and_claim(
         session,
@@ -253,13 +257,9 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
             handover=policy.handover.value,
         )
     )
-    _place_steps(session, new.id, WORKFLOWS["live_migrate"].plan(src=src, dst=dst))
-
-
-def _place_steps(session: Session, operation_id: UUID, plan: list[PlannedStep]) -> None:
-    """Write the chosen hosts into steps that were written before the choice."""
-    for step in session.scalars(select(Step).where(Step.operation_id == operation_id)):
-        step.host = plan[step.position].host
+    append_steps(
+        session, new.id, WORKFLOWS["live_migrate"].plan(src=src, dst=dst), first_position=0
+    )
 
 
 def _accept_verb(

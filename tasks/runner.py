@@ -17,7 +17,7 @@ from enum import Enum, auto
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -210,20 +210,12 @@ def _refuse_if_hopeless(claim: _Claim) -> None:
 
 def _check_epoch(database: Database, claim: _Claim) -> None:
     """Look again under the guest's lock: a ghost that waited for it must not go on."""
-
-    def check(session: Session) -> None:
-        ledger.assert_owned(session, claim.step.key)
-        epoch = session.execute(
-            text("SELECT epoch FROM instances WHERE id = :id"),
-            {"id": claim.operation.instance_id},
-        ).scalar_one()
-        if epoch != claim.operation.epoch:
-            raise LeaseLost(
-                "Another operation has taken the guest since.",
-                {"epoch": epoch, "operation_epoch": claim.operation.epoch},
-            )
-
-    database.run(check)
+    epoch = database.run(lambda session: ledger.find_epoch_if_owned(session, claim.step.key))
+    if epoch != claim.operation.epoch:
+        raise LeaseLost(
+            "Another worker or another operation has taken the guest since.",
+            {"epoch": epoch, "operation_epoch": claim.operation.epoch},
+        )
 
 
 def _record_done(engine: Engine, claim: _Claim, done: Done) -> Verdict:

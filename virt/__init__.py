@@ -1,1 +1,1 @@
-"""One hypervisor: its libvirt, its guests' XML, disks and images. Knows neither Celery nor Postgres."""
+"""One hypervisor: libvirt, domain XML, disks and images. Knows neither Celery nor Postgres."""

@@ -42,7 +42,8 @@ def wait_for_boot(
         timeout_s: seconds from now.
         console_path: the console's file; None for a guest without one.
         console_offset: size of that file in bytes before the guest was started.
-        on_stage: told of each stage once, in order.
+        on_stage: told of each stage it sees reached, once and upwards; a guest that is silent on
+            its console goes from running to agent.
         check: called at least every two seconds; may raise to stop the wait.
 
     Returns:
@@ -54,7 +55,14 @@ def wait_for_boot(
     """
     with hypervisor.watch(instance_id) as watch:
         return _Climb(
-            hypervisor, instance_id, watch, wanted, timeout_s, console_path, console_offset, on_stage
+            hypervisor,
+            instance_id,
+            watch,
+            wanted,
+            timeout_s,
+            console_path,
+            console_offset,
+            on_stage,
         ).run(check)
 
 

@@ -21,6 +21,7 @@ def read_facts(
     qemu_version: int,
     hypervisor: str,
     node_info: list[Any],
+    memory_kib: int,
     domain_type: str,
 ) -> HostFacts:
     """Return a host's facts.
@@ -32,6 +33,8 @@ def read_facts(
         qemu_version: packed, of ``virConnectGetVersion``.
         hypervisor: of ``virConnectGetType``.
         node_info: of ``virNodeGetInfo``: [model, memory MiB, CPUs, …].
+        memory_kib: the host's memory. Not node_info's, which adds up the NUMA nodes, and they
+            lag behind where memory is hot-plugged.
         domain_type: "qemu" or "kvm", to choose among machine types where they differ.
     """
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
@@ -69,5 +72,5 @@ def read_facts(
         machine_types=machines,
         cpu_model=root.findtext("host/cpu/model"),
         vcpus=int(node_info[2]),
-        memory_mib=int(node_info[1]),
+        memory_mib=memory_kib // 1024,
     )

@@ -24,7 +24,7 @@ import libvirt
 import structlog
 
 from innkeeper.errors import HypervisorBusy, HypervisorUnavailable, InternalError
-from virt.errors import Fault, Meaning, classify, translate
+from virt.errors import Fault, Meaning, classify, not_connected, translate
 from virt.watchdog import watchdog
 
 log = structlog.get_logger(__name__)
@@ -41,6 +41,7 @@ _CLOSE_REASONS = ("error", "the server closed it", "keepalive got no answer", "c
 _loop_lock = threading.Lock()
 _loop_pid: int | None = None
 _open_lock = threading.Lock()
+_leaked: list[Any] = []
 
 
 def ensure_event_loop() -> None:
@@ -97,6 +98,7 @@ class Connection:
     on_fault: Callable[[str], None] = lambda _reason: None
     calls_at_once: int = CALLS_AT_ONCE
     _slots: threading.Semaphore = field(init=False)
+    _is_closed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._slots = threading.Semaphore(self.calls_at_once)
@@ -129,6 +131,8 @@ class Connection:
                 {"host": self.host, "meaning": Meaning.BUSY.value},
             )
         try:
+            if self._is_closed:
+                raise not_connected(self.host, what)
             if limit_s is None:
                 return act(self.handle)
             with watchdog.limit(limit_s, what, self.cut):
@@ -148,9 +152,27 @@ class Connection:
                 _shut_down(number)
 
     def close(self) -> None:
-        """Close the connection, best effort and bounded; the object is not usable afterwards."""
-        with suppress(libvirt.libvirtError), watchdog.limit(CLOSE_LIMIT_S, "close", self.cut):
-            self.handle.close()
+        """Close the connection, best effort and bounded; calls on it are refused afterwards."""
+        self._is_closed = True
+        if not self._drain():
+            # Freed under a call it would crash the process; a leak is the lesser evil.
+            _leaked.append(self.handle)
+            return
+        with watchdog.limit(CLOSE_LIMIT_S, "close the connection", self.cut):
+            # The callback would keep the connection alive.
+            with suppress(libvirt.libvirtError):
+                self.handle.unregisterCloseCallback()
+            with suppress(libvirt.libvirtError):
+                self.handle.close()
+
+    def _drain(self) -> bool:
+        """Wait for the calls under way, which end soon when the socket was cut."""
+        taken = 0
+        for _ in range(self.calls_at_once):
+            taken += self._slots.acquire(timeout=CLOSE_LIMIT_S / self.calls_at_once)
+        # Whoever waits for a slot gets it now, and finds the connection closed.
+        self._slots.release(taken)
+        return taken == self.calls_at_once
 
     def _is_alive(self) -> bool:
         try:

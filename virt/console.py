@@ -9,7 +9,9 @@ from pathlib import Path
 
 # Escape sequences go as a whole, or their letters stay behind as text.
 _SEQUENCES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_CONTROLS = re.compile(r"[^\t\n\x20-\x7e\u00a0-\U0010ffff]|[\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_CONTROLS = re.compile(
+    r"[^\t\n\x20-\x7e\u00a0-\U0010ffff]|[\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 
 
 def clean(data: bytes) -> str:

@@ -44,9 +44,9 @@ def create_overlay(
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
+        backing = ["-F", backing_format, "-b", str(backing_path)]
         qemu_img(
-            ["create", "-q", "-f", "qcow2", "-F", backing_format, "-b", str(backing_path)]
-            + [str(own), str(size_bytes)],
+            ["create", "-q", "-f", "qcow2", *backing, str(own), str(size_bytes)],
             what=f"create the overlay {path}",
         )
         try:

@@ -104,7 +104,7 @@ def _row(
 
 
 _WIRE = (FROM_RPC, FROM_REMOTE)
-_INVALID_OBJECT = (6, 7, 36, 46, 52, 58, 61, 65, 71, 73, 100, 102, 105)
+_INVALID_OBJECT = (7, 36, 46, 52, 58, 61, 65, 71, 73, 100, 102, 105)
 _NO_SUCH = (43, 49, 50, 53, 57, 62, 66, 72, 80, 95, 96, 99, 101, 103, 104, 107, 108)
 _EACCES, _EBUSY, _EAGAIN, _EINTR, _ENOSPC, _ETIMEDOUT = 13, 16, 11, 4, 28, 110
 
@@ -112,6 +112,8 @@ _EACCES, _EBUSY, _EAGAIN, _EINTR, _ENOSPC, _ETIMEDOUT = 13, 16, 11, 4, 28, 110
 TABLE: tuple[_Row, ...] = (
     _row((1, 38, 39), Meaning.LOST, domains=_WIRE),
     _row((5, 39), Meaning.LOST),
+    # "Invalid connection pointer": it was closed under the caller.
+    _row((6,), Meaning.LOST),
     _row((1,), Meaning.LOST, text="client socket is closed"),
     _row((1,), Meaning.TRANSIENT, text="no RAM info was set"),
     _row((1,), Meaning.OPERATOR, text="same host"),

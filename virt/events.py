@@ -84,6 +84,8 @@ _POWER: dict[tuple[EventKind, str], PowerState | None] = {
     ("stopped", "migrated"): None,
     ("started", "migrated"): None,
     ("stopped", "crashed"): PowerState.CRASHED,
+    # What libvirt tells of a QEMU that ended without a word, a killed one for instance.
+    ("stopped", "failed"): PowerState.CRASHED,
 }
 
 _POWER_BY_KIND: dict[EventKind, PowerState] = {
@@ -187,9 +189,7 @@ def iteration_event(instance_id: UUID, iteration: int, *, name: str = "") -> Gue
 
 def job_event(instance_id: UUID, params: Mapping[str, Any], *, name: str = "") -> GuestEvent:
     """Return the event for a finished job with its final figures."""
-    return GuestEvent(
-        instance_id=instance_id, kind="job_completed", params=dict(params), name=name
-    )
+    return GuestEvent(instance_id=instance_id, kind="job_completed", params=dict(params), name=name)
 
 
 def restored_event() -> GuestEvent:

@@ -280,6 +280,4 @@ def compare_cpu(
     verdict = {1: "identical", 2: "superset"}.get(result)
     if verdict is None:
         return CpuComparison(is_compatible=False, verdict="incompatible")
-    return CpuComparison(
-        is_compatible=True, verdict="identical" if result == 1 else "superset"
-    )
+    return CpuComparison(is_compatible=True, verdict="identical" if result == 1 else "superset")

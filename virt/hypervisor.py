@@ -26,6 +26,7 @@ from virt.watch import EventHub, GuestWatch
 T = TypeVar("T")
 
 WORK_LIMIT_S = 120.0
+ALL_CELLS = -1
 
 
 class Hypervisor:
@@ -129,6 +130,7 @@ class Hypervisor:
             qemu_version=conn.getVersion(),
             hypervisor=conn.getType(),
             node_info=conn.getInfo(),
+            memory_kib=int(conn.getMemoryStats(ALL_CELLS)["total"]),
             domain_type=self.domain_type,
         )
 
@@ -361,9 +363,7 @@ class Hypervisor:
 
     def abort_job(self, instance_id: UUID) -> None:
         """Ask for the end of the guest's migration; no job is fine. It ends a moment later."""
-        self._control(
-            "abort the job", lambda conn: guest.abort_job(conn, instance_id), instance_id
-        )
+        self._control("abort the job", lambda conn: guest.abort_job(conn, instance_id), instance_id)
 
     def set_max_downtime(self, instance_id: UUID, downtime_ms: int) -> None:
         """Set the pause QEMU may plan for at the switch-over, in milliseconds."""

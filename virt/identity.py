@@ -5,6 +5,7 @@ or its disk was copied.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -54,11 +55,9 @@ def get_or_create(path: Path) -> UUID:
             file.write(f"{uuid4()}\n")
             file.flush()
             os.fsync(file.fileno())
-        try:
-            # A link refuses to replace, a rename would not.
+        # A link refuses to replace, a rename would not.
+        with suppress(FileExistsError):
             os.link(own, path)
-        except FileExistsError:
-            pass
         sync_directory(path.parent)
     finally:
         own.unlink(missing_ok=True)

@@ -137,7 +137,7 @@ class Transfer:
         judge = StreamJudge(self._format, self._max_virtual_size_bytes)
         digest = hashlib.sha256()
         done_bytes = 0
-        # What an earlier attempt left is read again: only so are its digest and its harmlessness ours.
+        # What an earlier attempt left is read again, to be hashed and judged like the rest.
         while done_bytes < delivery.offset_bytes:
             chunk = file.read(min(CHUNK_BYTES, delivery.offset_bytes - done_bytes))
             digest.update(chunk)
@@ -176,7 +176,7 @@ class Transfer:
     def _refuse_more(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise ImageTooLarge(
-                f"The image {self._url} is larger than the {self._max_bytes} bytes this host takes.",
+                f"The image {self._url} has more than the {self._max_bytes} bytes this host takes.",
                 {"url": self._url, "max_bytes": self._max_bytes, "size_bytes": size_bytes},
             )
 

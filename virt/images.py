@@ -1,10 +1,12 @@
 """The host's image cache: content-addressed files that are fetched once, judged, and never written.
 
-    <root>/<sha256>.<format>        the image, mode 0444
-    <root>/<sha256>.<format>.json   what was found out about it
-    <root>/.sources/<key>.json      which digest an address without one gave last, and its validator
-    <root>/.partial/<key>           a transfer that broke and can go on
-    <root>/.locks/<key>             single flight, across threads and processes
+Below its root::
+
+    SHA256.FORMAT         the image, mode 0444
+    SHA256.FORMAT.json    what was found out about it
+    .sources/KEY.json     the digest and the version an address without a digest gave last
+    .partial/KEY          a transfer that broke and can go on
+    .locks/KEY            single flight, across threads and processes
 """
 
 import hashlib
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 from uuid import uuid4
 
 import structlog
@@ -147,11 +150,7 @@ class ImageCache:
         except FileNotFoundError:
             return None
         facts = _read_facts(path)
-        if (
-            facts is None
-            or facts.rules_version != RULES_VERSION
-            or facts.size_bytes != size_bytes
-        ):
+        if facts is None or facts.rules_version != RULES_VERSION or facts.size_bytes != size_bytes:
             facts = self._judge(path, image_format)
         return CachedImage(
             path=path,
@@ -164,10 +163,10 @@ class ImageCache:
     def list(self) -> list[CachedImage]:
         """Return all cached images; one that today's rules refuse is left out."""
         images = []
-        for image_format in ("qcow2", "raw"):
+        for image_format in get_args(ImageFormat):
             for path in sorted(self.root.glob(f"*.{image_format}")):
                 try:
-                    found = self.find(path.stem, image_format)  # type: ignore[arg-type]
+                    found = self.find(path.stem, image_format)
                 except InnkeeperError as error:
                     log.warning("a cached image is refused", path=str(path), error=error.message)
                     continue
@@ -183,8 +182,8 @@ class ImageCache:
         """
         freed = 0
         with self._alone(digest, lambda: None):
-            for image_format in ("qcow2", "raw"):
-                path = self.path_for(digest, image_format)  # type: ignore[arg-type]
+            for image_format in get_args(ImageFormat):
+                path = self.path_for(digest, image_format)
                 if path.exists():
                     freed += path.stat().st_blocks * 512
                     path.unlink()
@@ -232,9 +231,7 @@ class ImageCache:
                     f"The image {url} has the SHA-256 {done.digest}; promised was {sha256}.",
                     {"url": url, "expected": sha256, "actual": done.digest},
                 )
-            image = self._publish(
-                done.path, done.digest, image_format, max_virtual_size_bytes
-            )
+            image = self._publish(done.path, done.digest, image_format, max_virtual_size_bytes)
         except InnkeeperError:
             done.path.unlink(missing_ok=True)
             raise
@@ -260,9 +257,7 @@ class ImageCache:
             was_fetched=True,
         )
 
-    def _judge(
-        self, path: Path, image_format: ImageFormat, facts_of: Path | None = None
-    ) -> _Facts:
+    def _judge(self, path: Path, image_format: ImageFormat, facts_of: Path | None = None) -> _Facts:
         info = inspect_file(path, image_format)
         facts = _Facts(path.stat().st_size, info.virtual_size_bytes, RULES_VERSION)
         _write_json(_facts_path(facts_of or path), asdict(facts))
@@ -286,9 +281,7 @@ class ImageCache:
         ):
             yield
 
-    def _find_source(
-        self, key: str, image_format: ImageFormat
-    ) -> tuple[CachedImage, str] | None:
+    def _find_source(self, key: str, image_format: ImageFormat) -> tuple[CachedImage, str] | None:
         said = _read_json(self.root / ".sources" / f"{key}.json")
         if said is None:
             return None

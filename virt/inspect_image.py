@@ -1,11 +1,12 @@
 """Whether an image is what it claims to be and refers to nothing outside itself.
 
 Two judges who must agree: oslo.utils' inspectors, which read the bytes as they stream past and run
-no code of QEMU, and qemu-img in a cage afterwards (CVE-2024-40767: one of them alone can be fooled).
+no code of QEMU, and qemu-img in a cage afterwards; one of them alone can be fooled
+(CVE-2024-40767).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from oslo_utils.imageutils import format_inspector
 
@@ -17,6 +18,19 @@ RULES_VERSION = 1
 
 # A disk with a partition table is still a raw file.
 _ALLOWED = {"qcow2": frozenset({"qcow2"}), "raw": frozenset({"raw", "gpt"})}
+
+# Formats that are recognised by their first bytes.
+_HEADERS = ("qcow2", "qed", "vdi", "vhdx", "vmdk", "luks")
+
+
+class _Fed:
+    """A stream of one chunk at a time, for an inspector that wants to read."""
+
+    def __init__(self) -> None:
+        self.chunk = b""
+
+    def read(self, _size: int) -> bytes:
+        return self.chunk
 
 
 class StreamJudge:
@@ -32,15 +46,12 @@ class StreamJudge:
     ) -> None:
         self._format = image_format
         self._max_bytes = max_virtual_size_bytes
-        self._chunks: list[bytes] = []
-        self._wrapper = format_inspector.InspectWrapper(
-            self._source(), expected_format=image_format
-        )
-        self._is_judged = False
-
-    def _source(self) -> Iterator[bytes]:
-        while self._chunks:
-            yield self._chunks.pop()
+        self._seen_bytes = 0
+        self._fed = _Fed()
+        # The wrapper's verdict stands only when the last inspector has seen enough, which may be
+        # the end of the stream; the early ones speak as soon as their own header is complete.
+        self._wrapper = format_inspector.InspectWrapper(self._fed)
+        self._early = {name: format_inspector.get_inspector(name)() for name in _HEADERS}
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next bytes.
@@ -50,28 +61,42 @@ class StreamJudge:
             UnsafeImage: a backing file, an external data file, unknown features.
             ImageTooLarge: a larger disk than allowed.
         """
-        if self._is_judged:
-            return
-        self._chunks.append(chunk)
-        try:
-            self._wrapper._process_chunk(self._chunks.pop())
-            if self._wrapper.format is not None:
-                self._judge()
-        except format_inspector.ImageFormatError as error:
-            raise self._mismatch(str(error)) from error
+        self._seen_bytes += len(chunk)
+        if self._format == "raw":
+            refuse_larger(self._seen_bytes, self._max_bytes)
+        self._fed.chunk = chunk
+        self._wrapper.read(len(chunk))
+        for name in list(self._early):
+            self._look_early(name, chunk)
 
     def finish(self) -> None:
         """Judge at the end of the image; raises what ``feed`` raises."""
-        if self._is_judged:
-            return
+        self._wrapper.close()
         try:
-            self._wrapper.close()
-            self._judge()
+            inspector = self._wrapper.format
         except format_inspector.ImageFormatError as error:
             raise self._mismatch(str(error)) from error
+        self._judge(inspector)
 
-    def _judge(self) -> None:
-        inspector = self._wrapper.format
+    def _look_early(self, name: str, chunk: bytes) -> None:
+        inspector = self._early[name]
+        try:
+            inspector.eat_chunk(chunk)
+            is_complete, matches = inspector.complete, inspector.format_match
+        except Exception:
+            # Parsers raise anything at all on bytes that are not theirs.
+            is_complete, matches = True, False
+        if name != self._format:
+            if matches:
+                raise self._mismatch(name)
+        elif is_complete:
+            if not matches:
+                raise self._mismatch("something else")
+            self._judge(inspector)
+        if is_complete:
+            del self._early[name]
+
+    def _judge(self, inspector: Any) -> None:
         found = str(inspector)
         if inspector is None or found not in _ALLOWED[self._format]:
             raise self._mismatch(found)
@@ -85,7 +110,6 @@ class StreamJudge:
             ) from error
         if found == "qcow2":
             refuse_larger(int(inspector.virtual_size), self._max_bytes)
-        self._is_judged = True
 
     def _mismatch(self, found: str) -> FormatMismatch:
         return FormatMismatch(

@@ -168,30 +168,35 @@ class MigrationJob:
                 {"host": self._host, "instance_id": str(self.instance_id)},
             )
         finally:
-            self._watch.close()
-            self._finished.set()
-            self.wake.set()
+            self._finish()
+
+    def _finish(self) -> None:
+        self._watch.close()
+        self._finished.set()
+        self.wake.set()
 
     def _migrate(self) -> None:
         connection = self._connection = self._open()
         try:
-            domain = lookup(connection.handle, self.instance_id)
-            if self.request.max_downtime_ms is not None:
-                domain.migrateSetMaxDowntime(self.request.max_downtime_ms, 0)
-            domain.migrateToURI3(
-                self.request.dst_uri,
-                migration_params(self.request),
-                migration_flags(self.request),
-            )
+            self._call(connection.handle)
         except libvirt.libvirtError as error:
             self._error = translate_migration(
                 fault_of(error), host=self._host, instance_id=self.instance_id
             )
-            self._error.__cause__ = error
+            # Its frames would keep the domain object, and so the connection, open.
+            self._error.__cause__ = error.with_traceback(None)
         finally:
             self._collect_stats()
-            # The name may be looked up and closed by libvirt a little later than the call's end.
-            threading.Thread(target=connection.close, daemon=True).start()
+            self._finish()
+            connection.close()
+
+    def _call(self, handle: Any) -> None:
+        domain = lookup(handle, self.instance_id)
+        if self.request.max_downtime_ms is not None:
+            domain.migrateSetMaxDowntime(self.request.max_downtime_ms, 0)
+        domain.migrateToURI3(
+            self.request.dst_uri, migration_params(self.request), migration_flags(self.request)
+        )
 
     def _collect_stats(self) -> None:
         # The event travels on another connection than the call's end, a moment before or after.

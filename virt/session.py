@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 RECONNECT_S = 0.2
 RECONNECT_MAX_S = 2.0
 CLOSE_JOIN_S = 5.0
+LAST_CALLS_LIMIT_S = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +151,8 @@ class Session:
             try:
                 live = self._connect()
             except InnkeeperError as error:
-                log.warning("libvirt is out of reach", host=self.name, error=error.message)
+                if pause_s == RECONNECT_S:
+                    log.warning("libvirt is out of reach", host=self.name, error=error.message)
                 self._closing.wait(pause_s)
                 pause_s = min(2 * pause_s, RECONNECT_MAX_S)
                 continue
@@ -239,7 +242,7 @@ class Session:
         for number in live.callbacks:
             with suppress(InnkeeperError):
                 live.events.call(
-                    "stop listening", lambda conn, n=number: conn.domainEventDeregisterAny(n)
+                    "stop listening", partial(_deregister, number), limit_s=LAST_CALLS_LIMIT_S
                 )
         for connection in live.all:
             connection.close()
@@ -251,6 +254,10 @@ class Session:
             listener(*args)
         except Exception:
             log.exception("a listener to the connection failed", host=self.name)
+
+
+def _deregister(number: int, conn: Any) -> None:
+    conn.domainEventDeregisterAny(number)
 
 
 def _id(domain: Any) -> UUID:

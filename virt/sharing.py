@@ -1,4 +1,4 @@
-"""Whether two hosts see one directory: a file with a random name and content, written here, read there.
+"""Whether two hosts see one directory: a random file, written here and read there.
 
 A path that exists on both, or the same file-system type, proves nothing.
 """

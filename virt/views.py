@@ -1,4 +1,4 @@
-"""What a host says about itself, its domains and their jobs: plain values, libvirt's numbers named."""
+"""What a host says of itself, its domains and their jobs: plain values, numbers named."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

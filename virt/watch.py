@@ -50,9 +50,7 @@ class GuestWatch:
         except queue.Empty:
             return None
 
-    def wait_for(
-        self, wanted: Callable[[GuestEvent], bool], timeout_s: float
-    ) -> GuestEvent | None:
+    def wait_for(self, wanted: Callable[[GuestEvent], bool], timeout_s: float) -> GuestEvent | None:
         """Return the next event that is wanted, dropping others; None after ``timeout_s``."""
         end = time.monotonic() + timeout_s
         while True:
@@ -85,9 +83,7 @@ class EventHub:
         self._listener = listener
         self._backlog: queue.SimpleQueue[GuestEvent | None] = queue.SimpleQueue()
         if listener is not None:
-            threading.Thread(
-                target=self._listen, name=f"events-of-{name}", daemon=True
-            ).start()
+            threading.Thread(target=self._listen, name=f"events-of-{name}", daemon=True).start()
 
     def watch(self, instance_id: UUID, wake: threading.Event | None = None) -> GuestWatch:
         """Return a watch that is registered already.

@@ -19,14 +19,17 @@ class Entry:
 
     @classmethod
     def directory(cls) -> Entry:
+        """Return a directory."""
         return cls(stat.S_IFDIR | 0o755)
 
     @classmethod
     def program(cls, content: bytes) -> Entry:
+        """Return a file anyone may run."""
         return cls(stat.S_IFREG | 0o755, content)
 
     @classmethod
     def link(cls, target: str) -> Entry:
+        """Return a symbolic link."""
         return cls(stat.S_IFLNK | 0o777, target.encode())
 
 

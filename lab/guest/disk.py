@@ -1,4 +1,4 @@
-"""A bootable disk without mounting anything: MBR, one FAT partition, syslinux, kernel, initramfs."""
+"""A bootable disk made without mounting anything: MBR, a FAT partition, syslinux, Linux."""
 
 from __future__ import annotations
 

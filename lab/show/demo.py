@@ -61,7 +61,7 @@ def _directory(given: Path | None, *, keep: bool) -> Iterator[Path]:
         default = os.environ.get("INNKEEPER_LAB_DIR", "/var/tmp/innkeeper-lab")  # noqa: S108
         yield given or Path(default)
         return
-    with tempfile.TemporaryDirectory(prefix="innkeeper-demo-", dir="/var/tmp") as made:  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="innkeeper-demo-", dir="/var/tmp") as made:
         Path(made).chmod(0o755)
         yield Path(made)
 

@@ -1,8 +1,8 @@
 """The migrations: up, down, and the same as the models."""
 
+from alembic import command
 from sqlalchemy import create_engine, inspect
 
-from alembic import command
 from tests.conftest import alembic_config
 
 

@@ -1,0 +1,213 @@
+"""Live migration between real hypervisors, and what holds when a part of it dies."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from innkeeper import Innkeeper
+from innkeeper.errors import Busy, InnkeeperError, PrecheckFailed
+from innkeeper.operation import Operation
+from lab.handle import Lab
+from models.session import Database
+from tests.workflow.conftest import domains_on, files_of, wait_until
+
+pytestmark = pytest.mark.lab
+
+
+def assert_only_on(lab: Lab, name: str, host: str) -> None:
+    for other in lab.hosts:
+        state = domains_on(lab, other).get(name)
+        assert state == ("running" if other == host else None), f"{other}: {state}"
+
+
+def spawn_on(client: Innkeeper, name: str, host: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return client.spawn(name=name, host=host, **fields).wait(120)
+
+
+@pytest.mark.parametrize(("pool", "storage"), [("local", "block"), ("shared", "shared")])
+def test_a_guest_moves_there_and_back(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any], pool: str, storage: str
+) -> None:
+    a, b = lab.hosts[:2]
+    instance = spawn_on(client, name, a, {**boot_guest, "pool": pool})
+    moved = client.migrate(name, dst=b).wait(120)
+    assert (moved["host"], moved["storage"], moved["handover"]) == (b, storage, "safe")
+    assert moved["total_ms"] > 0
+    assert moved["downtime_ms"] > 0
+    assert_only_on(lab, name, b)
+    if pool == "local":
+        assert files_of(lab, a, instance["id"]) == []
+    back = client.migrate(name).wait(120)
+    assert back["host"] == a
+    assert_only_on(lab, name, a)
+    hosts = {h.name: h for h in client.hosts()}
+    assert hosts[b].memory_claimed_mib == 0
+
+
+def test_all_failed_checks_are_told_at_once_and_nothing_changes(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    instance = spawn_on(client, name, a, boot_guest)
+    lab.cut(a, b)
+    with pytest.raises(PrecheckFailed) as caught:
+        client.migrate(name, dst=b, storage="shared").wait(60)
+    assert {f["check"] for f in caught.value.details["failures"]} == {"storage", "reachable"}
+    assert all(f["hint"] for f in caught.value.details["failures"])
+    assert_only_on(lab, name, a)
+    assert files_of(lab, b, instance["id"]) == []
+    view = client.instance(name)
+    assert (view.host, view.state, view.operation_id) == (a, "active", None)
+
+
+def test_the_same_host_is_refused(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+) -> None:
+    spawn_on(client, name, lab.hosts[0], boot_guest)
+    with pytest.raises(PrecheckFailed, match="already"):
+        client.migrate(name, dst=lab.hosts[0]).wait(30)
+
+
+def begin_slow_migration(client: Innkeeper, lab: Lab, name: str, src: str, dst: str) -> Operation:
+    """Start a migration that takes some seconds, and return when memory flows."""
+    operation = client.migrate(name, dst=dst, bandwidth_mib_s=8)
+    wait_until(
+        lambda: (
+            lab.exec(src, ["virsh", "domjobinfo", name], check=False).stdout.count("Memory") > 0
+        ),
+        what="libvirt's job runs",
+    )
+    return operation
+
+
+def test_the_source_worker_dies_in_mid_migration_and_the_job_is_adopted(
+    client: Innkeeper, lab: Lab, name: str, linux_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, linux_guest)
+    operation = begin_slow_migration(client, lab, name, a, b)
+    lab.kill(f"worker:{a}")
+    lab.start(f"worker:{a}")
+    assert operation.wait(120)["host"] == b
+    assert_only_on(lab, name, b)
+    step = next(s for s in operation.view().steps if s.name == "migrate")
+    assert step.attempt == 2
+    assert any("adopted" in line["text"] for line in step.log)
+
+
+def test_the_control_worker_dies_in_mid_migration(
+    client: Innkeeper, lab: Lab, name: str, linux_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, linux_guest)
+    operation = begin_slow_migration(client, lab, name, a, b)
+    lab.kill("control")
+    lab.start("control")
+    assert operation.wait(120)["host"] == b
+    assert_only_on(lab, name, b)
+
+
+def test_a_cancelled_migration_leaves_the_guest_on_its_source(
+    client: Innkeeper, lab: Lab, name: str, linux_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    instance = spawn_on(client, name, a, linux_guest)
+    operation = begin_slow_migration(client, lab, name, a, b)
+    operation.cancel()
+    with pytest.raises(InnkeeperError) as caught:
+        operation.wait(60)
+    assert caught.value.code == "cancelled"
+    assert caught.value.effect == "rolled_back"
+    assert_only_on(lab, name, a)
+    assert files_of(lab, b, instance["id"]) == []
+
+
+def test_a_guest_that_is_being_moved_is_busy(
+    client: Innkeeper, lab: Lab, name: str, linux_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, linux_guest)
+    operation = begin_slow_migration(client, lab, name, a, b)
+    with pytest.raises(Busy) as caught:
+        client.stop(name).wait(30)
+    assert caught.value.details == {
+        **caught.value.details,
+        "operation_id": str(operation.id),
+        "verb": "live_migrate",
+    }
+    assert operation.wait(120)["host"] == b
+
+
+def test_redis_is_emptied_in_mid_migration(
+    client: Innkeeper, lab: Lab, name: str, linux_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, linux_guest)
+    operation = begin_slow_migration(client, lab, name, a, b)
+    import redis
+
+    redis.Redis.from_url(lab.env()["INNKEEPER_BROKER_URL"]).flushall()
+    assert operation.wait(120)["host"] == b
+    assert_only_on(lab, name, b)
+
+
+@pytest.mark.parametrize(
+    ("step", "moment"),
+    [
+        ("migrate", "claimed"),
+        ("migrate", "acted"),
+        ("migrate", "recorded"),
+    ],
+)
+def test_the_source_worker_is_killed_at_a_boundary(
+    client: Innkeeper,
+    lab: Lab,
+    name: str,
+    boot_guest: dict[str, Any],
+    records: Database,
+    step: str,
+    moment: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, boot_guest)
+    once = lab.layout.root / f"crash-{name}"
+    lab.kill(f"worker:{a}")
+    lab.start(
+        f"worker:{a}",
+        env={
+            "INNKEEPER_CRASH_AT": f"live_migrate.{step}:{moment}",
+            "INNKEEPER_CRASH_ONCE": str(once),
+        },
+    )
+    operation = client.migrate(name, dst=b)
+    wait_until(lambda: not lab.role(f"worker:{a}")["running"], what="the worker kills itself")
+    lab.start(f"worker:{a}", env={})
+    assert operation.wait(60)["host"] == b
+    assert_only_on(lab, name, b)
+
+
+def test_two_migrations_from_one_source_wait_for_each_other(
+    client: Innkeeper, lab: Lab, name: str, linux_guest: dict[str, Any], boot_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, linux_guest)
+    second = f"{name}-2"
+    spawn_on(client, second, a, boot_guest)
+    try:
+        first_operation = begin_slow_migration(client, lab, name, a, b)
+        waiting = client.migrate(second, dst=b)
+        next(v for v in waiting.watch(30) if any(step.waiting_for for step in v.steps))
+        results: list[dict[str, Any]] = []
+        threads = [
+            threading.Thread(target=lambda o=o: results.append(o.wait(120)))  # type: ignore[misc]
+            for o in (first_operation, waiting)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [r["host"] for r in results] == [b, b]
+    finally:
+        client.delete(second).wait(60)

@@ -1,0 +1,173 @@
+"""Domain XML that libvirt gave us: read as far as we must, and changed for a destination. Pure.
+
+It is parsed without entities, DTDs or network.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from uuid import UUID
+
+from lxml import etree
+
+METADATA_URI = "https://innkeeper.dev/xmlns/1"
+METADATA_KEY = "innkeeper"
+_GUEST = f"{{{METADATA_URI}}}guest"
+
+Element = etree._Element
+
+
+def metadata_of(fragment: str) -> tuple[int, UUID] | None:
+    """Return (epoch, operation id) of our metadata element; None when it is not readable."""
+    try:
+        element = _parse(fragment)
+    except etree.XMLSyntaxError:
+        return None
+    # Libvirt hands the element out with its prefix; its namespace is what counts.
+    return _read_guest(element)
+
+
+def parse_metadata(xml: str) -> tuple[int, UUID] | None:
+    """Return (epoch, operation id) from a domain's XML; None for a domain that is not ours."""
+    try:
+        element = _parse(xml).find(f"metadata/{_GUEST}")
+    except etree.XMLSyntaxError:
+        return None
+    return None if element is None else _read_guest(element)
+
+
+def _read_guest(element: Element) -> tuple[int, UUID] | None:
+    try:
+        return int(element.get("epoch", "")), UUID(element.get("operation", ""))
+    except ValueError:
+        return None
+
+
+def for_destination(
+    live_xml: str,
+    *,
+    epoch: int,
+    operation_id: UUID,
+    console_path: str | None = None,
+    disk_sources: Mapping[str, str] | None = None,
+    backing_sources: Mapping[str, str] | None = None,
+) -> str:
+    """Return a guest's XML as its destination must have it.
+
+    Only the host's side and our metadata change; what the guest sees (addresses, MACs, models)
+    stays, or libvirt's ABI check refuses the migration.
+
+    Args:
+        live_xml: ``dump_xml(migratable=True)`` of the source (or its inactive XML for the
+            persistent definition).
+        epoch: the destination's epoch.
+        operation_id: the operation that migrates.
+        console_path: where the destination writes the serial console; None keeps the path.
+        disk_sources: guest device → path, for those disks that have another path there.
+        backing_sources: old → new path, for backing files that have another path there.
+    """
+    root = _parse(live_xml)
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = etree.Element("metadata")
+        root.insert(0, metadata)
+    for old in metadata.findall(_GUEST):
+        metadata.remove(old)
+    metadata.append(guest_element(epoch, operation_id))
+    if console_path is not None:
+        for source in root.iterfind("devices/serial[@type='file']/source"):
+            source.set("path", absolute(console_path))
+        for source in root.iterfind("devices/console[@type='file']/source"):
+            source.set("path", absolute(console_path))
+    for disk in root.iterfind("devices/disk"):
+        _move_disk(disk, disk_sources or {}, backing_sources or {})
+    return to_text(root)
+
+
+def _move_disk(
+    disk: Element, disk_sources: Mapping[str, str], backing_sources: Mapping[str, str]
+) -> None:
+    target = disk.find("target")
+    source = disk.find("source")
+    path = disk_sources.get(target.get("dev", "")) if target is not None else None
+    if path is not None and source is not None:
+        source.set("file", absolute(path))
+    for backing in disk.iterfind(".//backingStore/source"):
+        old = backing.get("file", "")
+        if old in backing_sources:
+            backing.set("file", absolute(backing_sources[old]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuDemand:
+    """What a domain's XML demands of its host's CPU; ``cpu_xml`` None for nothing particular."""
+
+    domain_type: str
+    arch: str | None
+    emulator: str | None
+    cpu_xml: str | None
+
+
+def cpu_demand(domain_xml: str) -> CpuDemand:
+    """Return the part of a domain's XML that the CPU comparison needs."""
+    root = _parse(domain_xml)
+    cpu, kind = root.find("cpu"), root.find("os/type")
+    if cpu is not None:
+        cpu.tail = None
+    return CpuDemand(
+        domain_type=root.get("type", "qemu"),
+        arch=kind.get("arch") if kind is not None else None,
+        emulator=root.findtext("devices/emulator"),
+        cpu_xml=None if cpu is None else etree.tostring(cpu, encoding="unicode"),
+    )
+
+
+def is_agent_connected(live_xml: str) -> bool:
+    """Return whether a running domain's XML shows that its guest opened the agent's channel."""
+    found = _parse(live_xml).find(
+        "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']"
+    )
+    return found is not None
+
+
+def digest_xml(xml: str) -> str:
+    """Return the SHA-256 of a document's canonical form, so that formatting does not count."""
+    canonical = etree.tostring(_parse(xml, strip=True), method="c14n2")
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def _parse(xml: str, *, strip: bool = False) -> Element:
+    parser = etree.XMLParser(
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=False,
+        remove_blank_text=strip,
+    )
+    return etree.fromstring(xml.encode(), parser)
+
+
+def guest_element(epoch: int, operation_id: UUID) -> Element:
+    """Return our metadata: who wrote the domain, and for which epoch of its record."""
+    element = etree.Element(_GUEST, nsmap={METADATA_KEY: METADATA_URI})
+    element.set("epoch", str(epoch))
+    element.set("operation", str(operation_id))
+    return element
+
+
+def absolute(path: str) -> str:
+    """Return a path for XML as it is.
+
+    Raises:
+        ValueError: it is relative or climbs.
+    """
+    if not PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError(f"the path {path!r} is not absolute and plain")
+    return path
+
+
+def to_text(root: Element) -> str:
+    """Return the document as indented text."""
+    etree.indent(root)
+    return etree.tostring(root, encoding="unicode") + "\n"
