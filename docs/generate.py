@@ -5,6 +5,7 @@ committed pages are what the code says today.
 """
 
 import enum
+import functools
 import inspect
 import json
 import re
@@ -174,6 +175,7 @@ def requests_page() -> str:
     )
 
 
+@functools.cache
 def build_documented_app() -> Celery:
     """Build an application with every task; nothing is connected."""
     settings = Settings(

@@ -44,7 +44,7 @@ def wait_for_boot(
         console_offset: size of that file in bytes before the guest was started.
         on_stage: told of each stage it sees reached, once and upwards; a guest that is silent on
             its console goes from running to agent.
-        check: called at least every two seconds; may raise to stop the wait.
+        check: called at least every five seconds; may raise to stop the wait.
 
     Returns:
         The highest stage reached, at least ``wanted``.

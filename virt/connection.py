@@ -148,7 +148,7 @@ class Connection:
     def cut(self) -> None:
         """Shut the socket down: whoever is inside a call returns at once with an error."""
         for number, inode in _sockets().items():
-            if inode == self.socket_inode:
+            if inode == self.socket_inode and _is_libvirts(number):
                 _shut_down(number)
 
     def close(self) -> None:
@@ -240,6 +240,9 @@ def open_connection(
             for number, inode in _sockets().items()
             if inode not in before and _is_libvirts(number)
         }
+    if len(new) != 1:
+        # Calls on it are then bounded by keepalive alone.
+        log.warning("the connection's socket was not found", host=host, candidates=len(new))
     connection = Connection(
         handle,
         host,

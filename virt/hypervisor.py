@@ -317,10 +317,11 @@ class Hypervisor:
             AgentUnresponsive: no agent, or no answer in time.
         """
         try:
-            return self._work(
-                "ask the guest's agent",
+            what = "ask the guest's agent"
+            return self._session.agent(what).call(
+                what,
                 lambda conn: guest.agent_command(conn, instance_id, command, timeout_s),
-                instance_id,
+                instance_id=instance_id,
             )
         except HypervisorRefused as error:
             # No channel, not running, or a reply that is none: for the caller all the same.

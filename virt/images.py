@@ -10,20 +10,27 @@ Below its root::
 """
 
 import hashlib
-import json
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
-from uuid import uuid4
 
 import structlog
 
 from innkeeper.errors import DigestMismatch, FetchFailed, InnkeeperError
 from virt.guest_lock import file_lock
 from virt.identity import sync_directory
+from virt.image_facts import (
+    ImageFacts,
+    facts_path,
+    read_facts,
+    read_json,
+    write_facts,
+    write_json,
+)
 from virt.image_source import FileSource, HttpSource, ImageSource, http_client, is_http
 from virt.image_transfer import Transfer
 from virt.inspect_image import RULES_VERSION, inspect_file, refuse_larger
@@ -54,13 +61,6 @@ class CachedImage:
     size_bytes: int
     virtual_size_bytes: int
     was_fetched: bool = False
-
-
-@dataclass(frozen=True)
-class _Facts:
-    size_bytes: int
-    virtual_size_bytes: int
-    rules_version: int
 
 
 class ImageCache:
@@ -138,7 +138,8 @@ class ImageCache:
     def find(self, digest: str, image_format: ImageFormat) -> CachedImage | None:
         """Return a cached image; None when it is not there.
 
-        One that was judged by older rules, or whose size has changed, is judged again.
+        One that was judged by older rules is judged again; one whose size has changed is damaged
+        and counts as not there.
 
         Raises:
             UnsafeImage: today's rules refuse it.
@@ -149,8 +150,11 @@ class ImageCache:
             size_bytes = path.stat().st_size
         except FileNotFoundError:
             return None
-        facts = _read_facts(path)
-        if facts is None or facts.rules_version != RULES_VERSION or facts.size_bytes != size_bytes:
+        facts = read_facts(path)
+        if facts is not None and facts.size_bytes != size_bytes:
+            log.error("a cached image has changed", path=str(path), size_bytes=size_bytes)
+            return None
+        if facts is None or facts.rules_version != RULES_VERSION:
             facts = self._judge(path, image_format)
         return CachedImage(
             path=path,
@@ -187,8 +191,18 @@ class ImageCache:
                 if path.exists():
                     freed += path.stat().st_blocks * 512
                     path.unlink()
-                _facts_path(path).unlink(missing_ok=True)
+                facts_path(path).unlink(missing_ok=True)
         return freed
+
+    def prune_partials(self, older_than_s: float) -> int:
+        """Remove what broken transfers left behind a while ago; return how many there were."""
+        removed = 0
+        for path in (self.root / ".partial").iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > older_than_s:
+                    path.unlink()
+                    removed += 1
+        return removed
 
     def _find_within(
         self, digest: str, image_format: ImageFormat, max_virtual_size_bytes: int | None
@@ -257,10 +271,12 @@ class ImageCache:
             was_fetched=True,
         )
 
-    def _judge(self, path: Path, image_format: ImageFormat, facts_of: Path | None = None) -> _Facts:
+    def _judge(
+        self, path: Path, image_format: ImageFormat, facts_of: Path | None = None
+    ) -> ImageFacts:
         info = inspect_file(path, image_format)
-        facts = _Facts(path.stat().st_size, info.virtual_size_bytes, RULES_VERSION)
-        _write_json(_facts_path(facts_of or path), asdict(facts))
+        facts = ImageFacts(path.stat().st_size, info.virtual_size_bytes, RULES_VERSION)
+        write_facts(facts_of or path, facts)
         return facts
 
     @contextmanager
@@ -282,39 +298,13 @@ class ImageCache:
             yield
 
     def _find_source(self, key: str, image_format: ImageFormat) -> tuple[CachedImage, str] | None:
-        said = _read_json(self.root / ".sources" / f"{key}.json")
+        said = read_json(self.root / ".sources" / f"{key}.json")
         if said is None:
             return None
         found = self.find(str(said.get("digest")), image_format)
         return (found, str(said.get("validator"))) if found is not None else None
 
     def _remember_source(self, key: str, digest: str, validator: str) -> None:
-        _write_json(
+        write_json(
             self.root / ".sources" / f"{key}.json", {"digest": digest, "validator": validator}
         )
-
-
-def _facts_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _read_facts(path: Path) -> _Facts | None:
-    said = _read_json(_facts_path(path))
-    try:
-        return None if said is None else _Facts(**said)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def _read_json(path: Path) -> dict[str, object] | None:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) else None
-
-
-def _write_json(path: Path, value: dict[str, object]) -> None:
-    own = path.with_name(f".{path.name}.{uuid4().hex}")
-    own.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(own, path)

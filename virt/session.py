@@ -1,16 +1,16 @@
 """The connections of one host as one thing: opened together, lost together, replaced together.
 
-Three connections to one libvirtd, because each is served only a few calls at a time:
+Several connections to one libvirtd, because each is served only a few calls at a time:
 
     events   callbacks and keepalive; makes no calls, so nothing can delay an event
     control  quick calls: states, XML, job figures, abort, pause and resume
-    work     calls that last: start, destroy, guest agent
+    work     calls that last: define, start, destroy
+    agent    calls whose answer depends on what runs in a guest, who may let us wait
 """
 
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,11 +38,16 @@ class _Live:
     events: Connection
     control: Connection
     work: Connection
+    agent: Connection
     callbacks: tuple[int, ...]
 
     @property
     def all(self) -> tuple[Connection, ...]:
-        return (self.events, self.control, self.work)
+        return (self.events, self.control, self.work, self.agent)
+
+    def cut(self) -> None:
+        for connection in self.all:
+            connection.cut()
 
 
 class Session:
@@ -57,7 +62,7 @@ class Session:
         on_connected: called in the session's thread after the callbacks are registered, so that a
             snapshot taken in it misses nothing.
         on_lost: called in the session's thread with the reason, once per lost connection.
-        calls_at_once: for each of control and work.
+        calls_at_once: for each connection; must be below libvirtd's max_client_requests.
     """
 
     def __init__(
@@ -131,6 +136,14 @@ class Session:
         """
         return self._need(what).work
 
+    def agent(self, what: str) -> Connection:
+        """Return the connection for calls that a guest answers.
+
+        Raises:
+            HypervisorUnavailable: there is none now.
+        """
+        return self._need(what).agent
+
     def open_own(self, on_fault: Callable[[str], None] | None = None) -> Connection:
         """Return a new connection for a caller with one long call, who must close it.
 
@@ -184,16 +197,16 @@ class Session:
 
         opened: list[Connection] = []
         try:
-            for _ in range(3):
+            for _ in range(4):
                 opened.append(self._open(faulty, faulty))
-            first, control, work = opened
+            first, control, work, agent = opened
             callbacks = first.call("listen to events", self._listen)
         except BaseException:
             for connection in opened:
                 connection.cut()
                 connection.close()
             raise
-        return _Live(number, first, control, work, callbacks)
+        return _Live(number, first, control, work, agent, callbacks)
 
     def _open(
         self, on_fault: Callable[[str], None], on_closed: Callable[[str], None] | None = None
@@ -235,15 +248,17 @@ class Session:
         self._hub.publish(events.job_event(_id(domain), params, name=domain.name()))
 
     def _discard(self, live: _Live, *, is_broken: bool) -> None:
+        # Closing politely would wait for a daemon that no longer answers.
         if is_broken:
-            # Closing politely would wait for a daemon that no longer answers.
-            for connection in live.all:
-                connection.cut()
+            live.cut()
         for number in live.callbacks:
-            with suppress(InnkeeperError):
+            # Each on its own: one that stays registered keeps the whole connection alive.
+            try:
                 live.events.call(
                     "stop listening", partial(_deregister, number), limit_s=LAST_CALLS_LIMIT_S
                 )
+            except InnkeeperError:
+                live.cut()
         for connection in live.all:
             connection.close()
 

@@ -31,8 +31,13 @@ def test_queue_names() -> None:
 
 
 def test_an_idempotency_key_always_gives_the_same_id() -> None:
-    fixed = UUID("c8f5a2e1-d8e2-5cf1-b919-7382f3aac122")
+    fixed = contract.operation_id_for("order-17", "innkeeper.instance.stop", {"instance": "a"})
 
-    assert contract.operation_id_for("order-17") == fixed
-    assert contract.operation_id_for("order-18") != fixed
+    assert fixed == UUID("dc3973d1-8040-5a5e-8834-239473b72e12")
+    assert (
+        contract.operation_id_for("order-18", "innkeeper.instance.stop", {"instance": "a"}) != fixed
+    )
+    assert (
+        contract.operation_id_for("order-17", "innkeeper.instance.stop", {"instance": "b"}) != fixed
+    )
     assert contract.operation_id_for(None) != contract.operation_id_for(None)

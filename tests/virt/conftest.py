@@ -132,9 +132,7 @@ def make_guest(bare_lab: Lab, workdir: Path) -> Iterator[MakeGuest]:
                 "vcpus": 1,
                 "memory_mib": 192 if linux else 32,
                 "machine": "pc-i440fx-7.2",
-                "disks": (
-                    DiskSpec(target="vda", path=str(disk), backing_path=str(image)),
-                ),
+                "disks": (DiskSpec(target="vda", path=str(disk), backing_path=str(image)),),
                 "console_log_path": str(workdir / f"{instance_id}.log"),
                 **changes,
             }

@@ -78,9 +78,7 @@ def test_an_event_arrives_at_once(src: Host, make_guest: MakeGuest) -> None:
     assert {"defined", "started", "resumed", "stopped"} <= kinds
 
 
-def test_a_killed_qemu_is_told_as_crashed(
-    src: Host, make_guest: MakeGuest, bare_lab: Lab
-) -> None:
+def test_a_killed_qemu_is_told_as_crashed(src: Host, make_guest: MakeGuest, bare_lab: Lab) -> None:
     host, guest = src.hypervisor, make_guest()
     host.define(guest.xml)
     host.ensure_started(guest.id)
@@ -114,9 +112,7 @@ def test_what_libvirt_refuses_is_said_in_our_words(src: Host, make_guest: MakeGu
     assert meaning_of(state.value) is Meaning.STATE
 
 
-def test_a_domain_of_someone_else_is_shown_without_epoch(
-    src: Host, make_guest: MakeGuest
-) -> None:
+def test_a_domain_of_someone_else_is_shown_without_epoch(src: Host, make_guest: MakeGuest) -> None:
     host, guest = src.hypervisor, make_guest()
     xml = guest.xml
     begin, end = xml.index("<metadata>"), xml.index("</metadata>") + len("</metadata>")

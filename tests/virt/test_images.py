@@ -1,7 +1,7 @@
 """The image cache against a real HTTP server, broken transfers, races and hostile images."""
 
 import hashlib
-import http.server
+import json
 import multiprocessing
 import os
 import subprocess
@@ -21,76 +21,10 @@ from innkeeper.errors import (
     InvalidRequest,
     UnsafeImage,
 )
+from tests.virt.image_server import Server
 from virt.images import CachedImage, ImageCache
 
 MIB = 1 << 20
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves bytes by path, and breaks off, stalls or redirects where told to."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.redirects: dict[str, str] = {}
-        self.break_after: list[int] = []
-        self.pause_s = 0.0
-        self.says_length = True
-        self.requests: list[tuple[str, str | None]] = []
-        self.sent_bytes = 0
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}{path}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        server = self.server
-        wanted = self.headers.get("Range")
-        server.requests.append((self.path, wanted))
-        if self.path in server.redirects:
-            self.send_response(302)
-            self.send_header("Location", server.redirects[self.path])
-            self.end_headers()
-            return
-        if self.path not in server.files:
-            self.send_error(404)
-            return
-        data = server.files[self.path]
-        tag = f'"{hashlib.md5(data).hexdigest()}"'
-        if self.headers.get("If-None-Match") == tag:
-            self.send_response(304)
-            self.end_headers()
-            return
-        start = 0
-        if wanted and self.headers.get("If-Range") == tag:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        else:
-            self.send_response(200)
-        self.send_header("ETag", tag)
-        if server.says_length:
-            self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        end = server.break_after.pop(0) if server.break_after else len(data)
-        for offset in range(start, end, 64 * 1024):
-            part = data[offset : min(offset + 64 * 1024, end)]
-            self.wfile.write(part)
-            server.sent_bytes += len(part)
-            time.sleep(server.pause_s)
-        if end < len(data):
-            self.connection.close()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -192,7 +126,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(
     server.break_after = [2 * MIB, 3 * MIB]
     image = cache.ensure(server.url("/a"), sha256(data), "qcow2")
     assert image.path.read_bytes() == data
-    assert [wanted for _, wanted in server.requests][0] is None
+    assert server.requests[0][1] is None
     assert all(wanted for _, wanted in server.requests[1:])
     assert server.sent_bytes < len(data) + MIB
 
@@ -326,7 +260,11 @@ def test_images_that_reach_outside(cache: ImageCache, tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", ["vmdk", "vdi", "qed", "vhdx", "luks"])
 def test_formats_we_do_not_take(cache: ImageCache, tmp_path: Path, other: str) -> None:
     path = tmp_path / "images" / f"x.{other}"
-    secret = ["--object", "secret,id=s,data=x", "-o", "key-secret=s"] if other == "luks" else []
+    secret = (
+        ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"]
+        if other == "luks"
+        else []
+    )
     qemu_img("create", "-f", other, *secret, path, "8M")
     for image_format in ("qcow2", "raw"):
         refused(cache, str(path), FormatMismatch, image_format=image_format)
@@ -345,9 +283,7 @@ def test_a_bad_image_stops_the_transfer_at_its_first_bytes(
     assert server.sent_bytes < 12 * MIB
 
 
-def test_sizes_are_bounded_whatever_the_server_says(
-    cache: ImageCache, server: Server
-) -> None:
+def test_sizes_are_bounded_whatever_the_server_says(cache: ImageCache, server: Server) -> None:
     server.files["/big"] = bytes(70 * MIB)
     refused(cache, server.url("/big"), ImageTooLarge, image_format="raw")
     assert server.sent_bytes < 8 * MIB
@@ -363,9 +299,7 @@ def test_sizes_are_bounded_whatever_the_server_says(
     )
 
 
-def test_addresses_that_are_not_taken(
-    cache: ImageCache, tmp_path: Path, server: Server
-) -> None:
+def test_addresses_that_are_not_taken(cache: ImageCache, tmp_path: Path, server: Server) -> None:
     secret = tmp_path / "secret.qcow2"
     make_qcow2(secret)
     refused(cache, str(secret), InvalidRequest)
@@ -385,11 +319,40 @@ def test_addresses_that_are_not_taken(
     refused(cache, "http://127.0.0.1:9/none", FetchFailed)
 
 
-def test_a_damaged_cached_image_is_judged_again(cache: ImageCache, tmp_path: Path) -> None:
+def test_a_damaged_cached_image_is_fetched_again(cache: ImageCache, tmp_path: Path) -> None:
     source = make_qcow2(tmp_path / "images" / "a.qcow2")
     image = cache.ensure(str(source), None, "qcow2")
     image.path.chmod(0o644)
     image.path.write_bytes(b"damaged")
-    with pytest.raises(FormatMismatch):
-        cache.find(image.digest, "qcow2")
+    assert cache.find(image.digest, "qcow2") is None
     assert cache.list() == []
+    mended = cache.ensure(str(source), image.digest, "qcow2")
+    assert mended.was_fetched
+    assert mended.path.read_bytes() == source.read_bytes()
+
+
+def test_an_image_judged_by_older_rules_is_judged_again(cache: ImageCache, tmp_path: Path) -> None:
+    image = cache.ensure(str(make_qcow2(tmp_path / "images" / "a.qcow2")), None, "qcow2")
+    facts = image.path.with_name(f"{image.path.name}.json")
+    judged = json.loads(facts.read_text())
+    facts.write_text(json.dumps({**judged, "rules_version": 0, "virtual_size_bytes": 1}))
+    assert cache.find(image.digest, "qcow2") == image.__class__(
+        **{**vars(image), "was_fetched": False}
+    )
+    hostile = tmp_path / "hostile.qcow2"
+    qemu_img("create", "-f", "qcow2", "-F", "raw", "-b", tmp_path / "images", hostile, "8M", "-u")
+    digest = sha256(hostile.read_bytes())
+    hostile.rename(cache.path_for(digest, "qcow2"))
+    with pytest.raises(UnsafeImage):
+        cache.ensure(str(hostile), digest, "qcow2")
+
+
+def test_old_partials_are_pruned(cache: ImageCache, tmp_path: Path, server: Server) -> None:
+    data = make_qcow2(tmp_path / "a.qcow2").read_bytes()
+    server.files["/a"] = data
+    server.break_after = [MIB, MIB, MIB]
+    with pytest.raises(FetchFailed):
+        cache.ensure(server.url("/a"), sha256(data), "qcow2")
+    assert cache.prune_partials(3600) == 0
+    assert cache.prune_partials(-1) > 0
+    assert leftovers(cache) == []

@@ -18,6 +18,7 @@ from tests.virt.conftest import Guest, Host, MakeGuest
 from virt.domain_xml import for_destination, parse_metadata
 from virt.hypervisor import MigrationJob, MigrationRequest
 from virt.views import (
+    PAUSED_MIGRATION,
     PAUSED_USER,
     RUNNING_MIGRATED,
     RUNNING_MIGRATION_CANCELED,
@@ -142,6 +143,10 @@ def test_an_abort_leaves_the_guest_on_its_source(
 ) -> None:
     guest, job = slow(src, dst, make_guest)
     assert src.hypervisor.get_domain(guest.id).has_job
+    incoming = dst.hypervisor.get_domain(guest.id)
+    assert incoming.has_job
+    assert (incoming.state, incoming.reason, incoming.epoch) == (STATE_PAUSED, PAUSED_MIGRATION, 2)
+    assert dst.hypervisor.find_migration_job(guest.id) is None
     src.hypervisor.set_max_downtime(guest.id, 200)
     src.hypervisor.set_bandwidth(guest.id, 2)
     src.hypervisor.abort_job(guest.id)

@@ -4,7 +4,9 @@ Names are only ever added. Clients of one release talk to workers of another, an
 worker does not know is a message dropped, so none is renamed and none is derived from a module.
 """
 
-from typing import Final
+import json
+from collections.abc import Mapping
+from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
 CONTROL_QUEUE: Final = "control"
@@ -62,16 +64,22 @@ def host_queue(host: str) -> str:
     return f"{HOST_QUEUE_PREFIX}{host}"
 
 
-def operation_id_for(idempotency_key: str | None) -> UUID:
+def operation_id_for(
+    idempotency_key: str | None, task: str = "", fields: Mapping[str, Any] | None = None
+) -> UUID:
     """Choose the id of a new operation.
 
     Args:
         idempotency_key: the caller's own name for the request, if it has one.
+        task: the task's name.
+        fields: what is asked for; JSON.
 
     Returns:
-        The same id for the same key, always and everywhere, so that a request sent twice is one
-        operation; without a key, a random id.
+        The same id for the same key and request, always and everywhere, so that a request sent
+        twice is one operation; a misused key has an id of its own, under which it is refused.
+        Without a key, a random id.
     """
     if idempotency_key is None:
         return uuid4()
-    return uuid5(IDEMPOTENCY_NAMESPACE, idempotency_key)
+    request = json.dumps([idempotency_key, task, fields or {}], sort_keys=True)
+    return uuid5(IDEMPOTENCY_NAMESPACE, request)

@@ -167,8 +167,9 @@ def _message(task: str, kwargs: dict[str, Any], shown_as: str, asker: Asker) -> 
         "requested_by": asker.requested_by,
         "reason": asker.reason,
     }
+    operation_id = contract.operation_id_for(key, task, kwargs)
     kwargs = kwargs | {name: value for name, value in common.items() if value is not None}
-    return Message(task, contract.operation_id_for(key), kwargs, shown_as)
+    return Message(task, operation_id, kwargs, shown_as)
 
 
 def _sent(request: Request) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""An HTTP server that breaks off, stalls and redirects where told to."""
+
+import hashlib
+import http.server
+import time
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves bytes by path, and breaks off, stalls or redirects where told to."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.break_after: list[int] = []
+        self.pause_s = 0.0
+        self.says_length = True
+        self.requests: list[tuple[str, str | None]] = []
+        self.sent_bytes = 0
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        wanted = self.headers.get("Range")
+        server.requests.append((self.path, wanted))
+        if self.path in server.redirects:
+            self.send_response(302)
+            self.send_header("Location", server.redirects[self.path])
+            self.end_headers()
+            return
+        if self.path not in server.files:
+            self.send_error(404)
+            return
+        data = server.files[self.path]
+        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        if self.headers.get("If-None-Match") == tag:
+            self.send_response(304)
+            self.end_headers()
+            return
+        start = 0
+        if wanted and self.headers.get("If-Range") == tag:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("ETag", tag)
+        if server.says_length:
+            self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        end = server.break_after.pop(0) if server.break_after else len(data)
+        for offset in range(start, end, 64 * 1024):
+            part = data[offset : min(offset + 64 * 1024, end)]
+            self.wfile.write(part)
+            server.sent_bytes += len(part)
+            time.sleep(server.pause_s)
+        if end < len(data):
+            self.connection.close()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
