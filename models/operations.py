@@ -213,6 +213,48 @@ def turn_back(
     return pending
 
 
+def turn_forward(session: Session, operation_id: UUID, position: int) -> None:
+    """Make an operation that was being undone go on after a step that is done.
+
+    Args:
+        session: an open transaction.
+        operation_id: the operation.
+        position: the step that is done; those before it count as done again, since undo goes
+            backwards and has not reached them, and those after it are yet to be done.
+    """
+    session.execute(
+        text(
+            """
+            UPDATE steps
+               SET state = CASE WHEN position < :position THEN 'done' ELSE 'queued' END,
+                   rung_at = NULL, not_before = clock_timestamp(), failures = 0, error = NULL
+             WHERE operation_id = :operation_id AND position <> :position
+               AND ((position < :position AND state = 'undo')
+                 OR (position > :position AND state IN ('skipped', 'failed', 'undone')))
+            """
+        ),
+        {"operation_id": operation_id, "position": position},
+    )
+    session.execute(
+        update(Operation)
+        .where(Operation.id == operation_id)
+        .values(state=OperationState.RUNNING, error=None)
+    )
+
+
+def skip_unfinished(session: Session, operation_id: UUID) -> None:
+    """Give up the steps of an operation that ends without doing or undoing them."""
+    session.execute(
+        text(
+            """
+            UPDATE steps SET state = 'skipped', owner = NULL, lease_expires_at = NULL
+             WHERE operation_id = :o AND state IN ('queued', 'running', 'undo', 'undoing')
+            """
+        ),
+        {"o": operation_id},
+    )
+
+
 def has_unfinished(session: Session, operation_id: UUID) -> bool:
     """True while any step of the operation is yet to be done or undone."""
     return bool(

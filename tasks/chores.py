@@ -86,7 +86,9 @@ def register_chores(app: Celery, engine: Callable[[], Engine], *, sync_interval_
         return sync_this_host(engine(), request_verb_by(app))
 
     for name, body in ((SWEEP, sweep), (FAN_OUT_POWER_SYNC, fan_out), (SYNC_POWER, sync_power)):
-        app.task(name=name, ignore_result=True, send_events=False, throws=(InnkeeperError,))(body)
+        app.task(
+            name=name, ignore_result=True, shared=False, send_events=False, throws=(InnkeeperError,)
+        )(body)
 
 
 def sync_this_host(engine: Engine, request_verb: RequestVerb) -> dict[str, int]:

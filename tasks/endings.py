@@ -12,7 +12,7 @@ from innkeeper.states import Effect, OperationState, StepState
 from models import operations
 from models.operation import Operation, Step
 from models.queries import record_event
-from tasks.workflow import Workflow
+from tasks.workflow import RollForward, Workflow
 
 
 class Turn(Enum):
@@ -123,6 +123,40 @@ def _effect(session: Session, operation_id: UUID) -> Effect:
         .where(Step.operation_id == operation_id, Step.state == StepState.UNDONE)
     )
     return Effect.ROLLED_BACK if undone else Effect.NOT_STARTED
+
+
+def roll_forward(session: Session, operation_id: UUID, position: int, turn: RollForward) -> Turn:
+    """Turn an operation that was going back forward again, from a step that is done after all."""
+    operations.turn_forward(session, operation_id, position)
+    turn.commit(session)
+    return Turn.RING
+
+
+def end_unknown(
+    session: Session, workflow: Workflow, operation_id: UUID, error: InnkeeperError
+) -> Turn:
+    """End an operation whose effect nobody can tell; nothing is undone."""
+    operation = session.get_one(
+        Operation, operation_id, with_for_update=True, populate_existing=True
+    )
+    workflow.on_unknown(session, operation)
+    session.flush()
+    wire = error.with_details().to_wire() | {"effect": Effect.UNKNOWN.value}
+    wire["details"] = {**wire["details"], "effect": Effect.UNKNOWN.value}
+    operations.skip_unfinished(session, operation_id)
+    operations.end_operation(session, operation_id, OperationState.FAILED, error=wire)
+    _record_end(session, operation, OperationState.FAILED, wire)
+    return Turn.ENDED
+
+
+def is_past_deadline(session: Session, operation_id: UUID) -> bool:
+    """Tell whether the operation's time is over, by the database's clock."""
+    return bool(
+        session.execute(
+            text("SELECT deadline_at < clock_timestamp() FROM operations WHERE id = :o"),
+            {"o": operation_id},
+        ).scalar_one()
+    )
 
 
 def stray_error(why: str, *, kind: str, cancelled_by: str | None, limit_s: float) -> InnkeeperError:

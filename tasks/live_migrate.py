@@ -35,7 +35,7 @@ from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
 from tasks.reconcile import Look, Verdict, decide
 from tasks.spawn import HOST_FAULTS, MOST_HOSTS_TRIED, demand_of
-from tasks.workflow import Done, On, StepSpec, Workflow
+from tasks.workflow import Done, On, RollForward, StepSpec, Workflow
 from virt import sharing
 
 
@@ -134,16 +134,41 @@ def migrate(context: StepContext) -> Done:
     """
     done = migration_run.move(context)
     operation = context.operation
-    return Done(done, lambda session: set_phase(session, operation, phase="settling"))
+
+    def commit(session: Session) -> None:
+        set_phase(session, operation, phase="settling")
+        if done["src"]["has_left"]:
+            set_committed(session, operation)
+
+    return Done(done, commit)
+
+
+def set_committed(session: Session, operation: Operation) -> None:
+    """Pass the point of no return: the source has let go, so the destination's copy is the guest.
+
+    From here on neither a cancel nor a deadline leads back.
+    """
+    session.execute(update(Operation).where(Operation.id == operation.id).values(is_committed=True))
 
 
 def resume_source(context: StepContext) -> None:
-    """Undo of migrate: stop a job that still runs, and resume a guest that it left paused."""
+    """Undo of migrate: stop a job that still runs, and resume a guest that it left paused.
+
+    Raises:
+        RollForward: the guest has left in the meantime; the way leads forward now.
+    """
     migration_run.ensure_no_job(context)
-    view = context.host.hypervisor.find_domain(context.instance.id)
-    if view is None or context.operation.state_before != InstanceState.ACTIVE:
+    look = migration_run.look_at_source(context)
+    if look.has_left:
+        operation = context.operation
+        context.note("the guest had left before it could be held back: going on")
+        raise RollForward(
+            {"src": look.to_wire(), "error": None, "adopted": True},
+            lambda session: set_committed(session, operation),
+        )
+    if look.power_state != PowerState.PAUSED:
         return
-    if view.power_state == PowerState.PAUSED:
+    if context.operation.state_before == InstanceState.ACTIVE:
         context.host.hypervisor.ensure_resumed(context.instance.id)
 
 
@@ -152,7 +177,7 @@ def settle_destination(context: StepContext) -> Done:
 
     Queue: host.<dst>; about 10 ms, and the guest is down during them.
     Idempotency: after the commit it only resumes.
-    Undo: destroys the arrived copy; there is none after the commit.
+    Undo: none; prepare_destination's removes the arrived copy, if the source still has the guest.
     On crash: before the commit both hosts are looked at again; after it the guest is resumed.
     Retries: an unclear outcome is looked at again, and never cleaned up.
     """
@@ -160,7 +185,7 @@ def settle_destination(context: StepContext) -> Done:
     view = context.host.hypervisor.find_domain(context.instance.id)
     is_ours = view is not None and view.epoch == context.operation.epoch
     dst = Look(view.power_state, bool(view.has_job)) if view is not None and is_ours else Look(None)
-    if not context.operation.is_committed:
+    if context.instance.host != context.operation.dst_host:
         verdict = decide(Look.from_wire(source["src"]), dst)
         if verdict is Verdict.UNKNOWN:
             raise OutcomeUnknown(
@@ -170,11 +195,13 @@ def settle_destination(context: StepContext) -> Done:
         if verdict is Verdict.ROLL_BACK:
             raise _why_it_failed(context, source.get("error"))
         _commit(context)
-    if context.operation.state_before == InstanceState.ACTIVE:
+    if dst.power_state == PowerState.PAUSED and (
+        context.operation.state_before == InstanceState.ACTIVE
+    ):
         context.host.hypervisor.ensure_resumed(context.instance.id)
     handover_ms = context.database.run(lambda session: _handover_ms(session, context))
     libvirt_downtime_ms = source.get("downtime_ms")
-    detail = {"handover_ms": handover_ms, "downtime_ms": None}
+    detail: dict[str, Any] = {"handover_ms": handover_ms, "downtime_ms": None, "is_off": dst.is_off}
     if libvirt_downtime_ms is not None:
         detail["downtime_ms"] = round(float(libvirt_downtime_ms) + handover_ms, 1)
     return Done(detail)
@@ -193,9 +220,7 @@ def _commit(context: StepContext) -> None:
             dst=str(operation.dst_host),
             domain_epoch=operation.epoch,
         )
-        session.execute(
-            update(Operation).where(Operation.id == operation.id).values(is_committed=True)
-        )
+        set_committed(session, operation)
         set_phase(session, operation, phase="committed")
         record_event(
             session,
@@ -281,12 +306,18 @@ def finish_source(context: StepContext) -> Done:
 
 def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
     instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
+    rows = session.execute(
+        select(Step.name, Step.detail)
+        .where(Step.operation_id == operation.id)
+        .order_by(Step.position)
+    )
+    details = {row.name: row.detail for row in rows}
     instance.power_state = (
         PowerState.RUNNING if instance.state == InstanceState.ACTIVE else PowerState.PAUSED
     )
+    if details["settle_destination"].get("is_off"):
+        instance.power_state, instance.state = PowerState.SHUTDOWN, InstanceState.STOPPED
     instance.power_observed_at = func.clock_timestamp()
-    rows = session.execute(select(Step.name, Step.detail).where(Step.operation_id == operation.id))
-    details = {row.name: row.detail for row in rows}
     moved, settled = details["migrate"], details["settle_destination"]
     figures = {
         "total_ms": moved.get("total_ms"),
@@ -322,6 +353,13 @@ def _fail(session: Session, operation: Operation) -> None:
         phase="undone",
         outcome="cancelled" if code == Cancelled.code else "failed",
     )
+
+
+def _give_up_unknown(session: Session, operation: Operation) -> None:
+    """Nothing is cleaned up: the record says that it does not know, until both hosts agree."""
+    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
+    instance.state = InstanceState.UNKNOWN
+    set_phase(session, operation, phase="unknown", outcome="failed")
 
 
 TRY_ELSEWHERE = HOST_FAULTS | {PrecheckFailed.code}
@@ -379,5 +417,6 @@ LIVE_MIGRATE = Workflow(
     ),
     on_success=_succeed,
     on_failure=_fail,
+    on_unknown=_give_up_unknown,
     replan=_try_next_host,
 )

@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import HostUnsuitable, InnkeeperError
-from innkeeper.states import InstanceState, PowerState, Storage
+from innkeeper.states import Handover, InstanceState, PowerState, Storage
 from innkeeper.types import MigrationPolicy
 from models.host import Host
 from tasks.context import StepContext
@@ -124,6 +124,15 @@ def check_on_source(context: StepContext, *, is_shared: bool) -> list[Failure]:
 
 def _check_storage(context: StepContext, *, is_shared: bool) -> list[Failure]:
     policy = MigrationPolicy.model_validate(context.operation.params["policy"])
+    if policy.handover == Handover.FAST and not (is_shared and context.pool.trusted_coherent):
+        return [
+            failure(
+                "handover",
+                f"Pool {context.pool.name} has no file lock that both hosts see, so a fast "
+                "hand-over could run the guest twice.",
+                "Use --handover safe, or a shared pool whose locks work.",
+            )
+        ]
     if policy.storage == Storage.SHARED and not is_shared:
         return [
             failure(

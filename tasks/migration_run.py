@@ -19,7 +19,7 @@ from tasks.workflow import Done
 from virt import disks
 from virt.domain_xml import for_destination
 from virt.migration import MigrationRequest
-from virt.views import JobStats
+from virt.views import SHUTOFF_MIGRATED, STATE_SHUTOFF, JobStats
 
 WATCH_INTERVAL_S = 0.5
 ABORT_PATIENCE_S = 30.0
@@ -63,9 +63,7 @@ def move(context: StepContext) -> dict[str, Any]:
     stats: JobStats | None = None
     view = hypervisor.find_domain(instance_id)
     adopted = False
-    if (view is not None and view.power_state == PowerState.RUNNING) or (
-        view is not None and view.power_state == PowerState.PAUSED
-    ):
+    if view is not None and view.power_state in (PowerState.RUNNING, PowerState.PAUSED):
         running = hypervisor.find_migration_job(instance_id)
         if running is not None:
             adopted = True
@@ -75,13 +73,7 @@ def move(context: StepContext) -> dict[str, Any]:
             stats, error = _run_job(context, started)
     elif context.step.was_begun_before:
         context.note(f"attempt {context.step.key.attempt}: found that the guest has left")
-    after = hypervisor.find_domain(instance_id)
-    # A domain of another epoch is not the one that was sent.
-    if after is not None and after.epoch != context.instance.domain_epoch:
-        after = None
-    look = Look(None) if after is None else Look(after.power_state, bool(after.has_job))
-    if stats is None and look.is_off:
-        stats = hypervisor.get_completed_stats(instance_id) if after is not None else None
+    look = look_at_source(context)
     return {
         "src": look.to_wire(),
         "adopted": adopted,
@@ -90,6 +82,15 @@ def move(context: StepContext) -> dict[str, Any]:
         "downtime_ms": stats.downtime_ms if stats else None,
         "stats": stats.to_json() if stats else {},
     }
+
+
+def look_at_source(context: StepContext) -> Look:
+    """Look at the source's domain; one of another epoch is not the one that was sent."""
+    view = context.host.hypervisor.find_domain(context.instance.id)
+    if view is None or view.epoch != context.instance.domain_epoch:
+        return Look(None, has_left=True)
+    has_left = view.state == STATE_SHUTOFF and view.reason == SHUTOFF_MIGRATED
+    return Look(view.power_state, bool(view.has_job), has_left)
 
 
 def _run_job(context: StepContext, started: float) -> tuple[JobStats | None, InnkeeperError | None]:

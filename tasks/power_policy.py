@@ -52,8 +52,6 @@ def decide(
         return Decision(Deed.SETTLE, InstanceState.ACTIVE)
     if state == InstanceState.UNKNOWN and power_state == PowerState.RUNNING:
         return Decision(Deed.SETTLE, InstanceState.ACTIVE)
-    if state == InstanceState.UNKNOWN and power_state in OFF:
-        return Decision(Deed.SETTLE, InstanceState.STOPPED)
     return NOTHING
 
 

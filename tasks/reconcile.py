@@ -6,14 +6,19 @@ arrival the destination never runs by itself, so the source's own look decides.
 
     source                      destination           →  what to do
     ────────────────────────────────────────────────────────────────────────────
-    gone or shut off            paused (arrived)         commit, then resume the destination
-    gone or shut off            running                  commit
-    gone or shut off            absent or shut off       the guest died: unknown, look again
+    left                        paused (arrived)         commit, then resume the destination
+    left                        running or off           commit
+    left                        absent                   unknown, look again
+    off, but did not leave      running                  commit; the source is removed later
+    off, but did not leave      paused                   unknown, look again
+    off, but did not leave      absent or off            rolled back: it died on the source
     paused by the migration     running                  commit; the source is removed later
-    paused by the migration     paused or absent         remove the destination, resume the source
-    running                     absent or shut off       rolled back
-    running                     paused                   remove the destination; rolled back
-    running                     running                  unknown: stop, an operator decides
+    paused by the migration     paused, absent or off    remove the destination, resume the source
+    running                     paused, absent or off    remove the destination; rolled back
+    running                     running                  unknown: nothing is done
+
+A guest has *left* when libvirt itself says that the migration took it: the domain is undefined,
+or shut off with the reason «migrated».
 """
 
 from dataclasses import dataclass
@@ -32,10 +37,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One host's domain: its power state (None: no such domain) and whether a job is active."""
+    """One host's domain: its power state (None: no such domain), whether a job is active.
+
+    ``has_left`` is only ever true of a source.
+    """
 
     power_state: PowerState | None
     has_job: bool = False
+    has_left: bool = False
 
     @property
     def is_off(self) -> bool:
@@ -44,23 +53,30 @@ class Look:
 
     def to_wire(self) -> dict[str, object]:
         """Return the ledger's form."""
-        return {"power_state": self.power_state, "has_job": self.has_job}
+        return {
+            "power_state": self.power_state,
+            "has_job": self.has_job,
+            "has_left": self.has_left,
+        }
 
     @classmethod
     def from_wire(cls, wire: dict[str, object]) -> "Look":
         """Rebuild from the ledger's form."""
         state = wire.get("power_state")
-        return cls(None if state is None else PowerState(str(state)), bool(wire.get("has_job")))
+        power_state = None if state is None else PowerState(str(state))
+        return cls(power_state, bool(wire.get("has_job")), bool(wire.get("has_left")))
 
 
 def decide(src: Look, dst: Look) -> Verdict:
     """Decide a migration by what both hosts show; no job may be active any more."""
     if src.has_job or dst.has_job:
         return Verdict.UNKNOWN
-    if src.is_off:
-        return Verdict.UNKNOWN if dst.is_off else Verdict.COMMIT
-    if src.power_state == PowerState.PAUSED and dst.power_state == PowerState.RUNNING:
-        return Verdict.COMMIT
+    if src.has_left:
+        return Verdict.UNKNOWN if dst.power_state is None else Verdict.COMMIT
+    if src.power_state == PowerState.RUNNING:
+        return Verdict.UNKNOWN if dst.power_state == PowerState.RUNNING else Verdict.ROLL_BACK
     if dst.power_state == PowerState.RUNNING:
+        return Verdict.COMMIT
+    if src.is_off and dst.power_state == PowerState.PAUSED:
         return Verdict.UNKNOWN
     return Verdict.ROLL_BACK

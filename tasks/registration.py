@@ -58,7 +58,9 @@ def _register_step(
     for is_undo in (False, True) if step.undo is not None else (False,):
         body = step.undo if is_undo else step.do
         task = app.task(
-            name=task_name(workflow.kind, step.name, is_undo=is_undo), ignore_result=True
+            name=task_name(workflow.kind, step.name, is_undo=is_undo),
+            ignore_result=True,
+            shared=False,
         )(_copy(run, name=step.name, doc=inspect.getdoc(body)))
         task.__doc__ = inspect.getdoc(step.do)
 
@@ -109,7 +111,13 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
     summary = (inspect.getdoc(accept) or f"Take on a {kind}.").splitlines()[0]
     receive.__doc__ = f"{summary}\n{REQUEST_NOTES}"
     receive.__name__ = kind
-    app.task(name=SUBJECTS[kind], bind=True, ignore_result=True, throws=(InnkeeperError,))(receive)
+    app.task(
+        name=SUBJECTS[kind],
+        bind=True,
+        ignore_result=True,
+        shared=False,
+        throws=(InnkeeperError,),
+    )(receive)
 
 
 def _refuse(app: Celery, task_id: UUID, error: InnkeeperError) -> None:
@@ -130,4 +138,6 @@ def _register_query(
 
     answer.__name__, answer.__doc__ = query.__name__, inspect.getdoc(query)
     # Every look of every client would drown the operations in Flower.
-    app.task(name=name, ignore_result=False, send_events=False, throws=(InnkeeperError,))(answer)
+    app.task(
+        name=name, ignore_result=False, shared=False, send_events=False, throws=(InnkeeperError,)
+    )(answer)

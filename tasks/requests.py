@@ -306,9 +306,10 @@ def _reference(fields: dict[str, Any]) -> str:
 
 
 _S = InstanceState
-STARTABLE = frozenset({_S.STOPPED, _S.ERROR, _S.UNKNOWN})
-STOPPABLE = frozenset({_S.ACTIVE, _S.PAUSED, _S.ERROR, _S.UNKNOWN, _S.STOPPED})
-DELETABLE = frozenset(set(_S) - {_S.DELETED, _S.BUILDING})
+STARTABLE = frozenset({_S.STOPPED, _S.ERROR})
+STOPPABLE = frozenset({_S.ACTIVE, _S.PAUSED, _S.ERROR, _S.STOPPED})
+# A guest of unknown place is not touched before both hosts agree.
+DELETABLE = frozenset(set(_S) - {_S.DELETED, _S.BUILDING, _S.UNKNOWN})
 
 ACCEPT: dict[str, Accept] = {
     "spawn": accept_spawn,

@@ -28,6 +28,7 @@ from innkeeper.errors import (
     InnkeeperError,
     InternalError,
     LeaseLost,
+    OutcomeUnknown,
 )
 from innkeeper.states import StepState
 from models import ledger
@@ -41,7 +42,7 @@ from tasks.context import HostServices, StepContext
 from tasks.crashpoints import crash_point
 from tasks.leases import LeaseKeeper
 from tasks.retry import backoff_s
-from tasks.workflow import Done, StepSpec, Workflow, Workflows
+from tasks.workflow import Done, RollForward, StepSpec, Workflow, Workflows
 from virt.guest_lock import guest_lock
 
 log = structlog.get_logger(__name__)
@@ -178,6 +179,8 @@ def _run_claimed(engine: Engine, claim: _Claim) -> Verdict:
         except LeaseLost as exc:
             log.warning("step lost", reason=str(exc))
             return Verdict.IGNORE
+        except RollForward as turn:
+            return _record_roll_forward(engine, claim, turn)
         except NotYet as exc:
             _requeue(engine, claim, after_s=exc.after_s, waiting_for=exc.waiting_for)
             return Verdict.IGNORE
@@ -243,6 +246,18 @@ def _record_undone(engine: Engine, claim: _Claim) -> Verdict:
     return Verdict.PASS_ON
 
 
+def _record_roll_forward(engine: Engine, claim: _Claim, turn: RollForward) -> Verdict:
+    key = claim.step.key
+
+    def record(session: Session) -> endings.Turn:
+        ledger.complete_step(session, key, turn.detail)
+        return endings.roll_forward(session, claim.operation.id, key.position, turn)
+
+    _follow(engine, claim.operation.id, engine.database.run(record))
+    # The chain that rang this undo leads backwards; the fresh one leads forward.
+    return Verdict.IGNORE
+
+
 def _requeue(engine: Engine, claim: _Claim, *, after_s: float, waiting_for: str | None) -> None:
     engine.database.run(
         lambda session: ledger.requeue_step(
@@ -263,6 +278,17 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
             committed
             or session.get_one(Operation, claim.operation.id, populate_existing=True).is_committed
         )
+        if isinstance(error, OutcomeUnknown):
+            if endings.is_past_deadline(session, claim.operation.id):
+                ledger.fail_step(session, claim.step.key, error.to_wire())
+                return endings.end_unknown(session, claim.workflow, claim.operation.id, error)
+            ledger.requeue_step(
+                session,
+                claim.step.key,
+                after_s=backoff_s(claim.step.failures, error),
+                waiting_for=f"both hosts to agree: {error.message}",
+            )
+            return endings.Turn.WAIT
         wants_retry = error.retryable or claim.step.is_undo or committed_now
         if isinstance(error, HypervisorUnavailable) and claim.workflow.waits_for_host:
             ledger.requeue_step(
@@ -280,7 +306,9 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
         ledger.fail_step(session, claim.step.key, error.to_wire())
         if claim.step.is_undo:
             return endings.finish_undo(session, claim.workflow, claim.operation.id)
-        if claim.spec.best_effort or committed_now:
+        if committed_now and not claim.spec.best_effort:
+            return endings.end_unknown(session, claim.workflow, claim.operation.id, error)
+        if claim.spec.best_effort:
             ended = endings.advance(
                 session, claim.workflow, claim.operation.id, claim.step.key.position
             )

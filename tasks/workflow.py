@@ -36,6 +36,20 @@ class Done:
     commit: Callable[[Session], None] | None = None
 
 
+class RollForward(Exception):
+    """An undo has found that its step cannot be undone any more: the operation goes on instead.
+
+    Args:
+        detail: the step's facts, as its own end would have recorded them.
+        commit: runs in the transaction that turns the operation round.
+    """
+
+    def __init__(self, detail: dict[str, Any], commit: Callable[[Session], None]) -> None:
+        self.detail = detail
+        self.commit = commit
+        super().__init__("the step cannot be undone any more")
+
+
 @dataclass(frozen=True, slots=True)
 class StepSpec:
     """One step.
@@ -68,6 +82,7 @@ class Workflow:
         steps: in order.
         on_success: settles the guest in the ending transaction; returns the operation's result.
         on_failure: settles the guest after everything was undone.
+        on_unknown: writes down that nobody knows where the guest is; nothing was cleaned up.
         replan: may answer a failure with fresh steps on another host; None to give up.
         waits_for_host: whether a host whose libvirt is away is waited for until the deadline;
             False where another host can do the work as well.
@@ -77,6 +92,7 @@ class Workflow:
     steps: tuple[StepSpec, ...]
     on_success: Callable[[Session, Operation], dict[str, Any]]
     on_failure: Callable[[Session, Operation], None]
+    on_unknown: Callable[[Session, Operation], None] = lambda _session, _operation: None
     replan: Callable[[Session, Operation], list[PlannedStep] | None] | None = None
     waits_for_host: bool = True
 

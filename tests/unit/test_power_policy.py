@@ -31,7 +31,7 @@ NOTHING, WARN = Decision(Deed.NOTHING), Decision(Deed.WARN)
         (State.PAUSED, Power.SHUTDOWN, Policy.STOP, STOPPED, STOPPED),
         (State.PAUSED, Power.RUNNING, Policy.STOP, ACTIVE, ACTIVE),
         (State.UNKNOWN, Power.RUNNING, Policy.STOP, ACTIVE, ACTIVE),
-        (State.UNKNOWN, Power.SHUTDOWN, Policy.STOP, STOPPED, STOPPED),
+        (State.UNKNOWN, Power.SHUTDOWN, Policy.STOP, NOTHING, NOTHING),
     ],
 )
 def test_the_matrix(

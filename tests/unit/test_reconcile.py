@@ -10,25 +10,39 @@ from tasks.reconcile import Look, Verdict, decide
 STATES = [None, *Power]
 
 
+LEFT = Look(None, has_left=True)
+MIGRATED = Look(Power.SHUTDOWN, has_left=True)
+
+
 @pytest.mark.parametrize(
     ("src", "dst", "verdict"),
     [
-        (None, Power.PAUSED, Verdict.COMMIT),
-        (Power.SHUTDOWN, Power.PAUSED, Verdict.COMMIT),
-        (None, Power.RUNNING, Verdict.COMMIT),
-        (None, None, Verdict.UNKNOWN),
-        (Power.SHUTDOWN, None, Verdict.UNKNOWN),
-        (Power.PAUSED, Power.RUNNING, Verdict.COMMIT),
-        (Power.PAUSED, Power.PAUSED, Verdict.ROLL_BACK),
-        (Power.PAUSED, None, Verdict.ROLL_BACK),
-        (Power.RUNNING, None, Verdict.ROLL_BACK),
-        (Power.RUNNING, Power.SHUTDOWN, Verdict.ROLL_BACK),
-        (Power.RUNNING, Power.PAUSED, Verdict.ROLL_BACK),
-        (Power.RUNNING, Power.RUNNING, Verdict.UNKNOWN),
+        (LEFT, Power.PAUSED, Verdict.COMMIT),
+        (MIGRATED, Power.PAUSED, Verdict.COMMIT),
+        (LEFT, Power.RUNNING, Verdict.COMMIT),
+        (LEFT, Power.SHUTDOWN, Verdict.COMMIT),
+        (LEFT, None, Verdict.UNKNOWN),
+        (Look(Power.CRASHED), None, Verdict.ROLL_BACK),
+        (Look(Power.CRASHED), Power.SHUTDOWN, Verdict.ROLL_BACK),
+        (Look(Power.CRASHED), Power.PAUSED, Verdict.UNKNOWN),
+        (Look(Power.CRASHED), Power.RUNNING, Verdict.COMMIT),
+        (Look(Power.PAUSED), Power.RUNNING, Verdict.COMMIT),
+        (Look(Power.PAUSED), Power.PAUSED, Verdict.ROLL_BACK),
+        (Look(Power.PAUSED), None, Verdict.ROLL_BACK),
+        (Look(Power.RUNNING), None, Verdict.ROLL_BACK),
+        (Look(Power.RUNNING), Power.SHUTDOWN, Verdict.ROLL_BACK),
+        (Look(Power.RUNNING), Power.PAUSED, Verdict.ROLL_BACK),
+        (Look(Power.RUNNING), Power.RUNNING, Verdict.UNKNOWN),
     ],
 )
-def test_the_table(src: Power | None, dst: Power | None, verdict: Verdict) -> None:
-    assert decide(Look(src), Look(dst)) is verdict
+def test_the_table(src: Look, dst: Power | None, verdict: Verdict) -> None:
+    assert decide(src, Look(dst)) is verdict
+
+
+@pytest.mark.parametrize("dst", STATES)
+def test_once_the_guest_has_left_nothing_leads_back(dst: Power | None) -> None:
+    assert decide(LEFT, Look(dst)) is not Verdict.ROLL_BACK
+    assert decide(MIGRATED, Look(dst)) is not Verdict.ROLL_BACK
 
 
 def test_nothing_is_committed_while_the_source_runs_and_nothing_decided_during_a_job() -> None:

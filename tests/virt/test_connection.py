@@ -18,6 +18,8 @@ from virt.hypervisor import Hypervisor
 
 pytestmark = pytest.mark.lab
 
+OUTAGES = int(os.environ.get("INNKEEPER_TEST_OUTAGES", "3"))
+
 
 @pytest.fixture
 def host(bare_lab: Lab) -> Iterator[Host]:
@@ -209,3 +211,42 @@ def test_outages_leave_no_file_descriptors(
         if number == 0:
             before = len(os.listdir("/proc/self/fd"))
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_calls_under_way_survive_outages(bare_lab: Lab, host: Host, make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    host.hypervisor.define(guest.xml)
+    wrong: list[BaseException] = []
+    good, lost = [0], [0]
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            try:
+                host.hypervisor.find_domain(guest.id)
+                host.hypervisor.list_domains()
+                host.hypervisor.dump_xml(guest.id)
+                good[0] += 1
+            except HypervisorUnavailable:
+                lost[0] += 1
+                time.sleep(0.001)
+            except BaseException as error:
+                wrong.append(error)
+                return
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for _ in range(OUTAGES):
+        time.sleep(0.3)
+        bare_lab.kill("libvirtd:hv-b")
+        until(lambda: not host.hypervisor.is_connected, 5)
+        bare_lab.start("libvirtd:hv-b")
+        assert host.hypervisor.wait_connected(10)
+    is_over.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert not wrong
+    assert good[0]
+    assert lost[0]

@@ -211,3 +211,64 @@ def test_two_migrations_from_one_source_wait_for_each_other(
         assert [r["host"] for r in results] == [b, b]
     finally:
         client.delete(second).wait(60)
+
+
+def test_a_cancel_that_comes_after_the_guest_has_left_rolls_forward(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+) -> None:
+    """Undoing here would destroy the only copy of the guest."""
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, boot_guest)
+    lab.kill(f"worker:{a}")
+    lab.start(
+        f"worker:{a}",
+        env={
+            "INNKEEPER_CRASH_AT": "live_migrate.migrate:acted",
+            "INNKEEPER_CRASH_ONCE": str(lab.layout.root / f"crash-{name}"),
+        },
+    )
+    operation = client.migrate(name, dst=b)
+    wait_until(lambda: not lab.role(f"worker:{a}")["running"], what="the worker kills itself")
+    assert domains_on(lab, b)[name] == "paused"
+    assert name not in domains_on(lab, a)
+    operation.cancel()
+    lab.start(f"worker:{a}", env={})
+    assert operation.wait(60)["host"] == b
+    assert_only_on(lab, name, b)
+    lines = [line["text"] for step in operation.view().steps for line in step.log]
+    assert any("going on" in line for line in lines)
+
+
+def test_qemu_is_killed_on_the_source_in_mid_migration(
+    client: Innkeeper, lab: Lab, name: str, linux_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    instance = spawn_on(client, name, a, linux_guest)
+    operation = begin_slow_migration(client, lab, name, a, b)
+    lab.kill(f"qemu:{a}:{name}")
+    with pytest.raises(InnkeeperError) as caught:
+        operation.wait(60)
+    assert caught.value.effect == "rolled_back"
+    assert domains_on(lab, a)[name] == "shut off"
+    assert name not in domains_on(lab, b)
+    assert files_of(lab, b, instance["id"]) == []
+    wait_until(lambda: client.instance(name).state == "stopped", what="the record")
+
+
+def test_a_fast_handover_without_a_storage_lock_is_refused(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, boot_guest)
+    with pytest.raises(PrecheckFailed) as caught:
+        client.migrate(name, dst=b, handover="fast").wait(60)
+    assert [f["check"] for f in caught.value.details["failures"]] == ["handover"]
+
+
+def test_a_fast_handover_on_a_locked_shared_pool(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+) -> None:
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, {**boot_guest, "pool": "shared"})
+    assert client.migrate(name, dst=b, handover="fast").wait(60)["handover"] == "fast"
+    assert_only_on(lab, name, b)
