@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, make_url, text
 
-from alembic import command
 from lab.handle import Lab
 from models.session import Database
 

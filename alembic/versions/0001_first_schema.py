@@ -545,7 +545,8 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.CheckConstraint(
-            "(state IN ('running', 'undoing')) = (owner IS NOT NULL AND lease_expires_at IS NOT NULL)",
+            "(state IN ('running', 'undoing')) = "
+            "(owner IS NOT NULL AND lease_expires_at IS NOT NULL)",
             name=op.f("ck_steps_running_has_lease"),
         ),
         sa.ForeignKeyConstraint(["host"], ["hosts.name"], name=op.f("fk_steps_host_hosts")),

@@ -19,7 +19,8 @@ from virt.hypervisor import Hypervisor
 _XML = """
 <domain type='qemu'><name>sync-{id}</name><uuid>{id}</uuid><memory unit='MiB'>16</memory>
 <metadata><innkeeper:guest xmlns:innkeeper='https://innkeeper.dev/xmlns/1' epoch='0'
-operation='{id}'/></metadata><os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os></domain>
+operation='{id}'/></metadata><os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os>
+</domain>
 """
 WARM_UPS = 1
 ROUNDS = 5

@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from innkeeper.errors import Busy, LeaseLost, StateConflict
 from innkeeper.states import InstanceState, OperationState, StepState
@@ -173,9 +174,13 @@ def test_a_wrong_state_is_named(database: Database) -> None:
         add_host(session, "hv-a")
         instance_id = add_instance(session, "vm-1", host="hv-a", state=InstanceState.STOPPED)
     new = new_operation("reboot")
-    with pytest.raises(StateConflict) as caught, database.transaction() as session:
+
+    def reboot(session: Session) -> None:
         insert_operation(session, new, [operations.PlannedStep("one", "hv-a")])
         take_instance(session, instance_id, new, allowed=frozenset({InstanceState.ACTIVE}))
+
+    with pytest.raises(StateConflict) as caught:
+        database.run(reboot)
     assert caught.value.details == {"expected": ["active"], "actual": "stopped"}
     with database.transaction() as session:
         assert session.get(Operation, new.id) is None
