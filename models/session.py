@@ -37,9 +37,18 @@ class Database:
         url: an SQLAlchemy URL, ``postgresql+psycopg://…``.
         pool_size: connections kept; the number of threads that use the database at once.
         application_name: shown in ``pg_stat_activity``.
+        prepared_statements: whether the server keeps plans; False behind a transaction-pooling
+            PgBouncer older than 1.21, which cannot follow them.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 8, application_name: str = "innkeeper"):
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 8,
+        application_name: str = "innkeeper",
+        prepared_statements: bool = True,
+    ) -> None:
         self.engine: Engine = create_engine(
             url,
             pool_size=pool_size,
@@ -53,8 +62,8 @@ class Database:
                 # time; PgBouncer passes them on with ignore_startup_parameters = options.
                 "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
                 f" -c lock_timeout={LOCK_TIMEOUT_MS}",
-                # Server-side prepared statements break behind a transaction-pooling PgBouncer.
-                "prepare_threshold": None,
+                # Planning the claim takes longer than running it.
+                "prepare_threshold": 3 if prepared_statements else None,
                 # A severed network must not hold a thread for the kernel's two hours.
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,

@@ -85,6 +85,7 @@ def register_chores(app: Celery, engine: Callable[[], Engine], *, sync_interval_
         """
         return sync_this_host(engine(), request_verb_by(app))
 
+    # What runs every few seconds would drown the operations in Flower.
     for name, body in ((SWEEP, sweep), (FAN_OUT_POWER_SYNC, fan_out), (SYNC_POWER, sync_power)):
         app.task(
             name=name, ignore_result=True, shared=False, send_events=False, throws=(InnkeeperError,)

@@ -77,6 +77,8 @@ def beat() -> None:
 
     settings = _load("beat")
     app = build_app(settings, node=f"beat-{os.getpid()}")
+    # Chores tell Flower nothing when they run, so they must not be announced either.
+    app.conf.task_send_sent_event = False
     if settings.ready_file is not None:
         settings.ready_file.touch()
     app.Beat(loglevel="INFO", quiet=True).run()

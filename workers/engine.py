@@ -37,6 +37,7 @@ def build_engine(
         settings.database_url.get_secret_value(),
         pool_size=settings.concurrency,
         application_name=f"innkeeper {node}",
+        prepared_statements=settings.prepared_statements,
     )
     app = build_app(settings, node=node)
     engine = Engine(

@@ -75,6 +75,9 @@ class Settings(BaseModel):
         2.0
     )
     lease_s: Annotated[float, Field(ge=2, description="Length of a step's lease, seconds")] = 15.0
+    prepared_statements: Annotated[
+        bool, Field(description="Keep query plans; false behind a PgBouncer older than 1.21")
+    ] = True
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least level logged")
     ] = "info"
