@@ -49,6 +49,14 @@ def view_instance(session: Session, instance: Instance) -> InstanceView:
     )
 
 
+def view_settled(session: Session, instance: Instance, operation: Operation) -> dict[str, Any]:
+    """Return a guest as the result of the operation that is ending with this transaction."""
+    session.flush()
+    session.refresh(instance)
+    view = view_instance(session, instance).model_dump(mode="json")
+    return {**view, "task": None, "operation_id": str(operation.id)}
+
+
 def show_instance(session: Session, reference: str) -> InstanceView:
     """Return one guest by UUID or living name.
 

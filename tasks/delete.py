@@ -11,7 +11,7 @@ from innkeeper.states import InstanceState, PowerState
 from models.host import Claim
 from models.instance import Instance
 from models.operation import Operation
-from models.queries import view_instance
+from models.queries import view_settled
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed
 from tasks.power_verbs import keep_state
@@ -62,10 +62,7 @@ def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
     instance.state = InstanceState.DELETED
     instance.power_state = PowerState.NOSTATE
     instance.deleted_at = func.clock_timestamp()
-    session.flush()
-    session.refresh(instance)
-    view = view_instance(session, instance).model_dump(mode="json")
-    return {**view, "task": None, "operation_id": str(operation.id)}
+    return view_settled(session, instance, operation)
 
 
 DELETE = Workflow(

@@ -27,7 +27,7 @@ from models.claims import move_placement, release_claim
 from models.instance import Instance
 from models.operation import Migration, Operation, Step
 from models.operations import PlannedStep
-from models.queries import record_event, view_instance
+from models.queries import record_event, view_settled
 from tasks import migration_checks, migration_run
 from tasks.admission import limit_migrations
 from tasks.choosing import choose_and_claim
@@ -337,10 +337,7 @@ def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
         downtime_ms=figures["downtime_ms"],
         stats=moved.get("stats") or {},
     )
-    session.flush()
-    session.refresh(instance)
-    view = view_instance(session, instance).model_dump(mode="json")
-    return {**view, "task": None, "operation_id": str(operation.id), **figures}
+    return {**view_settled(session, instance, operation), **figures}
 
 
 def _fail(session: Session, operation: Operation) -> None:

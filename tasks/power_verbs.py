@@ -12,7 +12,7 @@ from innkeeper.states import InstanceState, PowerState
 from innkeeper.types import RebootPolicy, StopPolicy
 from models.instance import Instance
 from models.operation import Operation
-from models.queries import view_instance
+from models.queries import view_settled
 from tasks.context import StepContext
 from tasks.workflow import Done, On, StepSpec, Workflow
 from virt.views import DomainView
@@ -120,10 +120,7 @@ def _settle_as(
         instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
         instance.state, instance.power_state = state, power_state
         instance.power_observed_at = func.clock_timestamp()
-        session.flush()
-        session.refresh(instance)
-        view = view_instance(session, instance).model_dump(mode="json")
-        return {**view, "task": None, "operation_id": str(operation.id)}
+        return view_settled(session, instance, operation)
 
     return settle
 

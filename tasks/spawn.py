@@ -16,7 +16,7 @@ from models.image import CachedImage, Image
 from models.instance import Instance
 from models.operation import Operation, Step
 from models.operations import PlannedStep
-from models.queries import view_instance
+from models.queries import view_settled
 from tasks.admission import limit_builds
 from tasks.choosing import choose_and_claim
 from tasks.context import StepContext
@@ -249,10 +249,7 @@ def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
         .limit(1)
     ).one()
     instance.boot_stage = BootStage(boot["boot_stage"])
-    session.flush()
-    session.refresh(instance)
-    view = view_instance(session, instance).model_dump(mode="json")
-    return {**view, "operation_id": str(operation.id), "task": None}
+    return view_settled(session, instance, operation)
 
 
 def _fail(session: Session, operation: Operation) -> None:

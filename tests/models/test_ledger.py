@@ -234,3 +234,24 @@ def test_strayed_operations_are_found(database: Database) -> None:
     with database.transaction() as session:
         found = {s.operation_id: s.why for s in sweep.list_strayed(session)}
     assert found == {late: "deadline", cancelled: "cancelled"}
+
+
+def test_an_operation_rolls_forward_from_an_undo_that_came_too_late(
+    database: Database, operation_id: UUID
+) -> None:
+    for position in (0, 1):
+        complete(database, must_claim(database, operation_id, position).key)
+    undoable = frozenset({"one", "two"})
+    with database.transaction() as session:
+        turn_back(session, operation_id, error={"code": "x"}, undoable=undoable)
+    undo = must_claim(database, operation_id, 1)
+    assert undo.is_undo
+    with database.transaction() as session:
+        ledger.complete_step(session, undo.key, {"late": True})
+        operations.turn_forward(session, operation_id, 1)
+    with database.transaction() as session:
+        operation = session.get_one(Operation, operation_id)
+        assert (operation.state, operation.error) == (OperationState.RUNNING, None)
+        states = [ledger.find_step_state(session, operation_id, p) for p in range(3)]
+    assert states == [StepState.DONE, StepState.DONE, StepState.QUEUED]
+    assert not must_claim(database, operation_id, 2).is_undo
