@@ -106,19 +106,26 @@ await_libvirtd() {
 }
 
 keep_running() {
-    local role ended
+    local role restarted
     while [ -z "$stopping" ]; do
-        ended=
-        # A signal ends the wait too, and then $ended stays empty.
-        wait -n -p ended "${pid_of[@]}" || true
-        for role in "${!pid_of[@]}"; do
-            if [ -z "$stopping" ] && [ "${pid_of[$role]}" = "${ended:-none}" ]; then
+        restarted=
+        for role in libvirtd worker; do
+            if [ -z "$stopping" ] && ! kill -0 "${pid_of[$role]}" 2>/dev/null; then
                 say "$role ended; starting it again"
                 sleep 1
                 start "$role"
+                restarted=yes
             fi
         done
+        # bash does not wait for what ended during that sleep: look at everything once more.
+        if [ -z "$restarted" ]; then wait -n "${pid_of[@]}" || true; fi
     done
+}
+
+# Ending the worker also ends a wait that began just after the signal.
+on_signal() {
+    stopping=yes
+    if [ -n "${pid_of[worker]:-}" ]; then kill -TERM "${pid_of[worker]}" 2>/dev/null || true; fi
 }
 
 # The worker first: it finishes what it has in hand, and needs libvirtd for that.
@@ -132,7 +139,7 @@ stop() {
     done
 }
 
-trap 'stopping=yes' TERM INT
+trap on_signal TERM INT
 configure
 start libvirtd
 await_libvirtd
