@@ -114,7 +114,11 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
         state = ledger.find_step_state(session, operation_id, position)
         is_over = state in (StepState.DONE, StepState.UNDONE, StepState.FAILED)
         return Verdict.PASS_ON if is_over else Verdict.IGNORE
-    operation = session.get_one(Operation, operation_id)
+    operation, instance = session.execute(
+        select(Operation, Instance)
+        .outerjoin(Instance, Instance.id == Operation.instance_id)
+        .where(Operation.id == operation_id)
+    ).one()
     workflow = engine.workflows[operation.kind]
     spec = workflow.get_step(step.name)
     if step.host is not None and (engine.services is None or engine.services.name != step.host):
@@ -126,16 +130,18 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
         if waiting_for is not None:
             ledger.requeue_step(session, step.key, after_s=0.5, waiting_for=waiting_for)
             return Verdict.IGNORE
-    instance = None
-    if operation.instance_id is not None:
-        instance = session.get_one(Instance, operation.instance_id)
+    details = _read_details(session, operation_id) if position > 0 else {}
+    return _Claim(step, operation, instance, details, workflow, spec)
+
+
+def _read_details(session: Session, operation_id: UUID) -> dict[str, dict[str, object]]:
+    """Return what the done steps recorded; of a step that was planned twice, the later."""
     rows = session.execute(
         select(Step.name, Step.detail)
         .where(Step.operation_id == operation_id, Step.state == StepState.DONE)
         .order_by(Step.position)
     )
-    details = {row.name: row.detail for row in rows}
-    return _Claim(step, operation, instance, details, workflow, spec)
+    return {row.name: row.detail for row in rows}
 
 
 def _run_claimed(engine: Engine, claim: _Claim) -> Verdict:
