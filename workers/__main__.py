@@ -27,7 +27,7 @@ def _load(node: str, **overrides: Any) -> Settings:
     except SettingsError as exc:
         typer.echo(f"The settings are wrong:\n{exc}", err=True)
         raise typer.Exit(2) from None
-    configure_logs(settings, node=node)
+    configure_logs(settings, node=f"host-{settings.host_name}" if node == "host" else node)
     return settings
 
 
