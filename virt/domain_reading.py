@@ -131,6 +131,31 @@ def is_agent_connected(live_xml: str) -> bool:
     return found is not None
 
 
+_FREE_ATTRIBUTES = frozenset({"file", "path", "uuid", "epoch", "operation", "address", "bridge"})
+
+
+def shape_of(xml: str) -> str:
+    """Return a digest of a document's elements and attributes, but for what names a guest's own.
+
+    Two documents of one shape differ only in element texts and in the attributes of
+    ``_FREE_ATTRIBUTES``, whose values are free text to libvirt's schema.
+
+    Raises:
+        ValueError: it is not XML.
+    """
+    digest = hashlib.sha256()
+    try:
+        elements = _parse(xml).iter(etree.Element)
+    except etree.XMLSyntaxError as error:
+        raise ValueError(f"not XML: {error}") from None
+    for element in elements:
+        kept = sorted(
+            (str(k), "" if k in _FREE_ATTRIBUTES else str(v)) for k, v in element.attrib.items()
+        )
+        digest.update(repr((element.tag, kept)).encode())
+    return digest.hexdigest()
+
+
 def digest_xml(xml: str) -> str:
     """Return the SHA-256 of a document's canonical form, so that formatting does not count."""
     canonical = etree.tostring(_parse(xml, strip=True), method="c14n2")

@@ -105,9 +105,9 @@ def _has_job(domain: Any) -> bool:
         raise
 
 
-def define(conn: Any, xml: str) -> None:
-    """Define a persistent domain; the XML is checked against libvirt's schema first."""
-    conn.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+def define(conn: Any, xml: str, *, validate: bool) -> None:
+    """Define a persistent domain; ``validate`` checks the XML against libvirt's schema first."""
+    conn.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0)
 
 
 def ensure_started(conn: Any, instance_id: UUID, *, paused: bool) -> None:

@@ -15,6 +15,7 @@ from innkeeper.errors import (
 )
 from virt import guest
 from virt.capabilities import read_facts
+from virt.domain_reading import shape_of
 from virt.domain_xml import cpu_demand
 from virt.domain_xml import is_agent_connected as agent_is_in_xml
 from virt.events import GuestEvent
@@ -67,6 +68,7 @@ class Hypervisor:
         self._told_lost = on_lost
         self._hub = EventHub(name, on_event)
         self._facts: tuple[int, HostFacts] | None = None
+        self._valid_shapes: set[str] = set()
         self._session = Session(
             uri,
             name=name,
@@ -220,13 +222,24 @@ class Hypervisor:
     def define(self, xml: str) -> None:
         """Define a domain persistently; defining the same again is fine.
 
+        Libvirt reads its whole schema anew for every validation, which takes longer than all else
+        here; XML of a shape that has been found valid before is not validated again.
+
         Raises:
             DefineRejected: libvirt refused the XML.
         """
         try:
-            self._work("define the domain", lambda conn: guest.define(conn, xml))
+            shape = shape_of(xml)
+        except ValueError as error:
+            raise DefineRejected(f"The domain's XML is not well-formed: {error}.") from None
+        try:
+            self._work(
+                "define the domain",
+                lambda conn: guest.define(conn, xml, validate=shape not in self._valid_shapes),
+            )
         except HypervisorRefused as error:
             raise DefineRejected(error.message, error.details) from error
+        self._valid_shapes.add(shape)
 
     def ensure_started(self, instance_id: UUID, *, paused: bool = False) -> None:
         """Start the guest unless it is active already (an active paused one stays paused).

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 POWER_KINDS = frozenset({"started", "resumed", "suspended", "stopped", "crashed", "pmsuspended"})
 RETRY_S = 1.0
+GATHER_S = 0.03
 
 
 class EventPump:
@@ -62,16 +63,35 @@ class EventPump:
     def _run(self) -> None:
         while not self._stop.is_set():
             wanted = self._wanted.get()
+            # A start or a stop sends several events at once: one look answers them all, and it
+            # stays out of the way of the step that caused them.
+            self._stop.wait(GATHER_S)
             if self._stop.is_set():
                 return
-            try:
-                self._look(wanted)
-            except (InnkeeperError, SQLAlchemyError) as exc:
-                log.warning("event not followed, looking again", error=str(exc))
+            has_failed = [not self._follow(one) for one in self._drain(wanted)]
+            if any(has_failed):
                 self._stop.wait(RETRY_S)
-                self._wanted.put(wanted)
-            except Exception:
-                log.exception("defect while following an event")
+
+    def _follow(self, wanted: UUID | None) -> bool:
+        """Look, and ask for another look when that failed; returns whether it did not."""
+        try:
+            self._look(wanted)
+        except (InnkeeperError, SQLAlchemyError) as exc:
+            log.warning("event not followed, looking again", error=str(exc))
+            self._wanted.put(wanted)
+            return False
+        except Exception:
+            log.exception("defect while following an event")
+        return True
+
+    def _drain(self, first: UUID | None) -> list[UUID | None]:
+        """Return everything that is to be looked at now, each once."""
+        gathered: dict[UUID | None, None] = {first: None}
+        while True:
+            try:
+                gathered[self._wanted.get_nowait()] = None
+            except queue.Empty:
+                return list(gathered)
 
     def _look(self, wanted: UUID | None) -> None:
         services = self._engine.services

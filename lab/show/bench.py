@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 from rich.console import Console
 
@@ -36,6 +37,8 @@ def run(
     Example: scripts/bench --spawn-pairs 50
     """
     del as_json
+    # The report alone goes to stdout.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory(prefix="innkeeper-bench-", dir="/var/tmp") as made,
