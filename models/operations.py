@@ -94,27 +94,25 @@ def insert_operation(session: Session, new: NewOperation, steps: Sequence[Planne
 def append_steps(
     session: Session, operation_id: UUID, steps: Sequence[PlannedStep], *, first_position: int
 ) -> None:
-    """Write steps after those the operation has."""
+    """Write steps after those the operation has; the first of them counts as rung."""
     if not steps:
         return
-    session.execute(
-        insert(Step),
-        [
-            {
-                "operation_id": operation_id,
-                "position": first_position + index,
-                "name": step.name,
-                "host": step.host,
-            }
-            for index, step in enumerate(steps)
-        ],
-    )
+    rows = [
+        {"position": first_position + index, "name": step.name, "host": step.host}
+        for index, step in enumerate(steps)
+    ]
     session.execute(
         text(
-            "UPDATE steps SET rung_at = clock_timestamp(), rings = 1 "
-            "WHERE operation_id = :o AND position = :p"
+            """
+            INSERT INTO steps (operation_id, position, name, host, rung_at, rings)
+            SELECT :operation_id, s.position, s.name, s.host,
+                   CASE WHEN s.position = :first THEN clock_timestamp() END,
+                   CASE WHEN s.position = :first THEN 1 ELSE 0 END
+              FROM jsonb_to_recordset(CAST(:steps AS jsonb))
+                   AS s (position int, name text, host text)
+            """
         ),
-        {"o": operation_id, "p": first_position},
+        {"operation_id": operation_id, "first": first_position, "steps": json.dumps(rows)},
     )
 
 

@@ -5,6 +5,7 @@ The guest runs on the source until QEMU's switch-over, then arrives *paused* on 
 commit point; only after it does the destination resume the guest.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,8 @@ def settle_destination(context: StepContext) -> Done:
     ):
         context.host.hypervisor.ensure_resumed(context.instance.id)
     handover_ms = context.database.run(lambda session: _handover_ms(session, context))
+    with suppress(OSError):
+        sharing.remove_probe(context.pool.path, context.operation.id)
     libvirt_downtime_ms = source.get("downtime_ms")
     detail: dict[str, Any] = {"handover_ms": handover_ms, "downtime_ms": None, "is_off": dst.is_off}
     if libvirt_downtime_ms is not None:
@@ -262,24 +265,6 @@ def _remove_arrived(context: StepContext) -> None:
     if view is not None and view.epoch == context.operation.epoch:
         hypervisor.ensure_destroyed(context.instance.id)
         hypervisor.ensure_undefined(context.instance.id)
-
-
-def finish_destination(context: StepContext) -> Done:
-    """Tidy up on the destination.
-
-    Queue: host.<dst>; milliseconds.
-    Idempotency: removes what may be gone already.
-    Undo: none, the move is committed.
-    On crash: begun again.
-    Retries: best effort.
-    """
-    remove_probe_of(context)
-    return Done()
-
-
-def remove_probe_of(context: StepContext) -> None:
-    """Remove this operation's probe file from the pool."""
-    sharing.remove_probe(context.pool.path, context.operation.id)
 
 
 def finish_source(context: StepContext) -> Done:
@@ -409,7 +394,6 @@ LIVE_MIGRATE = Workflow(
             max_failures=100,
         ),
         StepSpec("settle_destination", On.DST, settle_destination, max_failures=100),
-        StepSpec("finish_destination", On.DST, finish_destination, best_effort=True),
         StepSpec("finish_source", On.SRC, finish_source, best_effort=True),
     ),
     on_success=_succeed,

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import (
@@ -44,6 +43,7 @@ from models.sweep import lock
 from tasks.catalogue import WORKFLOWS
 from tasks.choosing import choose_and_claim
 from tasks.migration_checks import failure
+from tasks.placement import Refusal
 from tasks.spawn import demand_of
 
 SPAWN_MARGIN_S = 1800.0
@@ -147,32 +147,30 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     """
     spec = parse_request(InstanceSpec, fields.get("spec"))
     wire = spec.model_dump(mode="json")
-    taken = session.scalar(
-        select(Instance.id).where(
-            Instance.name == spec.name, Instance.state != InstanceState.DELETED
-        )
-    )
-    if taken is not None:
-        raise _name_taken(spec.name)
     instance_id = uuid4()
     new = _new(envelope, "spawn", fields, {}, deadline_s=SPAWN_MARGIN_S + spec.boot_timeout_s)
     insert_operation(session, new, [])
-    try:
-        with session.begin_nested():
-            session.execute(
-                insert(Instance).values(
-                    id=instance_id,
-                    name=spec.name,
-                    spec=wire,
-                    state=InstanceState.BUILDING,
-                    pool=spec.pool,
-                    vcpus=spec.vcpus,
-                    memory_mib=spec.memory_mib,
-                    disk_gib=spec.disk_gib,
-                )
-            )
-    except IntegrityError as exc:
-        raise _name_taken(spec.name) from exc
+    written = session.scalar(
+        upsert(Instance)
+        .values(
+            id=instance_id,
+            name=spec.name,
+            spec=wire,
+            state=InstanceState.BUILDING,
+            pool=spec.pool,
+            vcpus=spec.vcpus,
+            memory_mib=spec.memory_mib,
+            disk_gib=spec.disk_gib,
+        )
+        .on_conflict_do_nothing(
+            index_elements=[Instance.name], index_where=text("state <> 'deleted'")
+        )
+        .returning(Instance.id)
+    )
+    if written is None:
+        raise AlreadyExists(
+            f"There is an instance {spec.name!r} already.", {"what": "instance", "name": spec.name}
+        )
     instance = take_instance(session, instance_id, new, allowed=frozenset({InstanceState.BUILDING}))
     host, refusals = choose_and_claim(
         session,
@@ -183,9 +181,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         ignored=frozenset(),
         what=f"instance {spec.name}",
     )
-    operation = session.get_one(Operation, new.id, populate_existing=True)
-    operation.dst_host = host
-    operation.refusals = [refusal.to_wire() for refusal in refusals]
+    _write_choice(session, new.id, host, refusals)
     instance.host = host
     append_steps(session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host), first_position=0)
     record_event(
@@ -193,9 +189,12 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     )
 
 
-def _name_taken(name: str) -> AlreadyExists:
-    return AlreadyExists(
-        f"There is an instance {name!r} already.", {"what": "instance", "name": name}
+def _write_choice(session: Session, operation_id: UUID, host: str, refusals: list[Refusal]) -> None:
+    """Write which host was chosen, and why not the others."""
+    session.execute(
+        update(Operation)
+        .where(Operation.id == operation_id)
+        .values(dst_host=host, refusals=[refusal.to_wire() for refusal in refusals])
     )
 
 
@@ -245,9 +244,7 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
         ignored=frozenset({src}),
         what=f"instance {instance.name}",
     )
-    operation = session.get_one(Operation, new.id, populate_existing=True)
-    operation.dst_host = dst
-    operation.refusals = [refusal.to_wire() for refusal in refusals]
+    _write_choice(session, new.id, dst, refusals)
     session.execute(
         insert(Migration).values(
             operation_id=new.id,

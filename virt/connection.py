@@ -5,8 +5,7 @@ Rules this file keeps (each was paid for elsewhere):
 * the event loop exists before the first connection, or keepalive and events do nothing;
 * nothing here survives ``fork``: a connection used in a child breaks the parent's as well;
 * callbacks run in the event loop's thread, so they only put things into queues;
-* fewer calls at once than the server serves per client (5 by default): beyond that it stops
-  reading the socket, keepalive answers included;
+* one call at a time on a connection (virt.lane says why);
 * a lost connection is replaced as a whole, and a late message about the old one is recognised by
   its generation.
 """
@@ -23,7 +22,7 @@ from uuid import UUID
 import libvirt
 import structlog
 
-from innkeeper.errors import HypervisorBusy, HypervisorUnavailable, InternalError
+from innkeeper.errors import HypervisorUnavailable, InternalError
 from virt.errors import Fault, Meaning, classify, not_connected, translate
 from virt.watchdog import watchdog
 
@@ -34,7 +33,6 @@ T = TypeVar("T")
 CALL_LIMIT_S = 60.0
 OPEN_LIMIT_S = 15.0
 CLOSE_LIMIT_S = 3.0
-CALLS_AT_ONCE = 4
 
 _CLOSE_REASONS = ("error", "the server closed it", "keepalive got no answer", "closed by us")
 
@@ -83,7 +81,7 @@ def fault_of(error: "libvirt.libvirtError") -> Fault:
 
 @dataclass(eq=False)
 class Connection:
-    """One open virConnect with its socket and a bound on the calls made at once.
+    """One open virConnect with its socket, used by one thread at a time.
 
     Args:
         handle: libvirt's connection object.
@@ -96,12 +94,8 @@ class Connection:
     host: str
     socket_inode: str | None
     on_fault: Callable[[str], None] = lambda _reason: None
-    calls_at_once: int = CALLS_AT_ONCE
-    _slots: threading.Semaphore = field(init=False)
+    _in_use: threading.Lock = field(init=False, default_factory=threading.Lock)
     _is_closed: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        self._slots = threading.Semaphore(self.calls_at_once)
 
     def call(
         self,
@@ -124,12 +118,16 @@ class Connection:
             HypervisorUnavailable: the connection broke; the call's outcome is unknown.
             InnkeeperError: what virt.errors makes of libvirt's error.
         """
-        if not self._slots.acquire(timeout=limit_s):
-            raise HypervisorBusy(
-                f"Libvirt on {self.host} has answered none of {self.calls_at_once} calls for"
-                f" {limit_s} s; it was not asked to {what}.",
-                {"host": self.host, "meaning": Meaning.BUSY.value},
-            )
+        with self._in_use:
+            return self._call(what, act, instance_id, limit_s)
+
+    def _call(
+        self,
+        what: str,
+        act: Callable[[Any], T],
+        instance_id: UUID | None,
+        limit_s: float | None,
+    ) -> T:
         try:
             if self._is_closed:
                 raise not_connected(self.host, what)
@@ -142,8 +140,6 @@ class Connection:
             if classify(fault) is Meaning.LOST and not self._is_alive():
                 self.on_fault(fault.text)
             raise translate(fault, what=what, host=self.host, instance_id=instance_id) from error
-        finally:
-            self._slots.release()
 
     def cut(self) -> None:
         """Shut the socket down: whoever is inside a call returns at once with an error."""
@@ -154,25 +150,20 @@ class Connection:
     def close(self) -> None:
         """Close the connection, best effort and bounded; calls on it are refused afterwards."""
         self._is_closed = True
-        if not self._drain():
+        # A call under way ends soon when the socket was cut.
+        if not self._in_use.acquire(timeout=CLOSE_LIMIT_S):
             # Freed under a call it would crash the process; a leak is the lesser evil.
             _leaked.append(self.handle)
             return
-        with watchdog.limit(CLOSE_LIMIT_S, "close the connection", self.cut):
-            # The callback would keep the connection alive.
-            with suppress(libvirt.libvirtError):
-                self.handle.unregisterCloseCallback()
-            with suppress(libvirt.libvirtError):
-                self.handle.close()
-
-    def _drain(self) -> bool:
-        """Wait for the calls under way, which end soon when the socket was cut."""
-        taken = 0
-        for _ in range(self.calls_at_once):
-            taken += self._slots.acquire(timeout=CLOSE_LIMIT_S / self.calls_at_once)
-        # Whoever waits for a slot gets it now, and finds the connection closed.
-        self._slots.release(taken)
-        return taken == self.calls_at_once
+        try:
+            with watchdog.limit(CLOSE_LIMIT_S, "close the connection", self.cut):
+                # The callback would keep the connection alive.
+                with suppress(libvirt.libvirtError):
+                    self.handle.unregisterCloseCallback()
+                with suppress(libvirt.libvirtError):
+                    self.handle.close()
+        finally:
+            self._in_use.release()
 
     def _is_alive(self) -> bool:
         try:
@@ -190,7 +181,6 @@ def open_connection(
     on_fault: Callable[[str], None] | None = None,
     on_closed: Callable[[str], None] | None = None,
     limit_s: float = OPEN_LIMIT_S,
-    calls_at_once: int = CALLS_AT_ONCE,
 ) -> Connection:
     """Open one connection.
 
@@ -202,7 +192,6 @@ def open_connection(
         on_fault: told when a call meets a dead connection.
         on_closed: told by the event loop when the connection breaks; must not block.
         limit_s: seconds for all of it.
-        calls_at_once: calls made on it at the same time; more wait for a free slot.
 
     Raises:
         HypervisorUnavailable: there is no libvirtd, or it does not answer.
@@ -248,7 +237,6 @@ def open_connection(
         host,
         new.pop() if len(new) == 1 else None,
         on_fault or (lambda _reason: None),
-        calls_at_once,
     )
     if on_closed is not None:
         handle.registerCloseCallback(_on_close, on_closed)

@@ -1,6 +1,6 @@
 """The connections of one host as one thing: opened together, lost together, replaced together.
 
-Several connections to one libvirtd, because each is served only a few calls at a time:
+Each kind of call has connections of its own, so that one kind never waits for another:
 
     events   callbacks and keepalive; makes no calls, so nothing can delay an event
     control  quick calls: states, XML, job figures, abort, pause and resume
@@ -20,11 +20,17 @@ import structlog
 
 from innkeeper.errors import InnkeeperError
 from virt import events
-from virt.connection import CALLS_AT_ONCE, Connection, ensure_event_loop, open_connection
+from virt.connection import Connection, ensure_event_loop, open_connection
 from virt.errors import not_connected
+from virt.lane import Lane
 from virt.watch import EventHub
 
 log = structlog.get_logger(__name__)
+
+# Together below libvirtd's 20 worker threads by default, so that others are served as well.
+CONTROL_CALLS = 4
+WORK_CALLS = 4
+AGENT_CALLS = 3
 
 RECONNECT_S = 0.2
 RECONNECT_MAX_S = 2.0
@@ -36,18 +42,18 @@ LAST_CALLS_LIMIT_S = 1.0
 class _Live:
     generation: int
     events: Connection
-    control: Connection
-    work: Connection
-    agent: Connection
+    control: Lane
+    work: Lane
+    agent: Lane
     callbacks: tuple[int, ...]
 
-    @property
-    def all(self) -> tuple[Connection, ...]:
-        return (self.events, self.control, self.work, self.agent)
-
     def cut(self) -> None:
-        for connection in self.all:
-            connection.cut()
+        for part in (self.events, self.control, self.work, self.agent):
+            part.cut()
+
+    def close(self) -> None:
+        for part in (self.events, self.control, self.work, self.agent):
+            part.close()
 
 
 class Session:
@@ -62,7 +68,6 @@ class Session:
         on_connected: called in the session's thread after the callbacks are registered, so that a
             snapshot taken in it misses nothing.
         on_lost: called in the session's thread with the reason, once per lost connection.
-        calls_at_once: for each connection; must be below libvirtd's max_client_requests.
     """
 
     def __init__(
@@ -75,7 +80,6 @@ class Session:
         keepalive_count: int,
         on_connected: Callable[[], None] | None,
         on_lost: Callable[[str], None] | None,
-        calls_at_once: int = CALLS_AT_ONCE,
     ) -> None:
         self.uri = uri
         self.name = name
@@ -83,7 +87,6 @@ class Session:
         self._keepalive = (keepalive_interval_s, keepalive_count)
         self._on_connected = on_connected
         self._on_lost = on_lost
-        self._calls_at_once = calls_at_once
         self._live: _Live | None = None
         self._generation = 0
         self._faults: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
@@ -120,27 +123,27 @@ class Session:
         """Number of the current set of connections; grows with each reconnect."""
         return self._generation
 
-    def control(self, what: str) -> Connection:
-        """Return the connection for quick calls.
+    def control(self, what: str) -> Lane:
+        """Return the connections for quick calls.
 
         Raises:
-            HypervisorUnavailable: there is none now.
+            HypervisorUnavailable: there are none now.
         """
         return self._need(what).control
 
-    def work(self, what: str) -> Connection:
-        """Return the connection for calls that last.
+    def work(self, what: str) -> Lane:
+        """Return the connections for calls that last.
 
         Raises:
-            HypervisorUnavailable: there is none now.
+            HypervisorUnavailable: there are none now.
         """
         return self._need(what).work
 
-    def agent(self, what: str) -> Connection:
-        """Return the connection for calls that a guest answers.
+    def agent(self, what: str) -> Lane:
+        """Return the connections for calls that a guest answers.
 
         Raises:
-            HypervisorUnavailable: there is none now.
+            HypervisorUnavailable: there are none now.
         """
         return self._need(what).agent
 
@@ -197,9 +200,13 @@ class Session:
 
         opened: list[Connection] = []
         try:
-            for _ in range(4):
+            for _ in range(1 + CONTROL_CALLS + WORK_CALLS + AGENT_CALLS):
                 opened.append(self._open(faulty, faulty))
-            first, control, work, agent = opened
+            rest = iter(opened)
+            first = next(rest)
+            control = Lane([next(rest) for _ in range(CONTROL_CALLS)])
+            work = Lane([next(rest) for _ in range(WORK_CALLS)])
+            agent = Lane([next(rest) for _ in range(AGENT_CALLS)])
             callbacks = first.call("listen to events", self._listen)
         except BaseException:
             for connection in opened:
@@ -219,7 +226,6 @@ class Session:
             keepalive_count=count,
             on_fault=on_fault,
             on_closed=on_closed,
-            calls_at_once=self._calls_at_once,
         )
 
     def _listen(self, conn: Any) -> tuple[int, ...]:
@@ -259,8 +265,7 @@ class Session:
                 )
             except InnkeeperError:
                 live.cut()
-        for connection in live.all:
-            connection.close()
+        live.close()
 
     def _tell(self, listener: Callable[..., None] | None, *args: str) -> None:
         if listener is None:

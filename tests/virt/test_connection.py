@@ -234,16 +234,18 @@ def test_calls_under_way_survive_outages(bare_lab: Lab, host: Host, make_guest: 
                 wrong.append(error)
                 return
 
-    threads = [threading.Thread(target=ask) for _ in range(12)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(12)]
     for thread in threads:
         thread.start()
-    for _ in range(OUTAGES):
-        time.sleep(0.3)
-        bare_lab.kill("libvirtd:hv-b")
-        until(lambda: not host.hypervisor.is_connected, 5)
-        bare_lab.start("libvirtd:hv-b")
-        assert host.hypervisor.wait_connected(10)
-    is_over.set()
+    try:
+        for _ in range(OUTAGES):
+            time.sleep(0.3)
+            bare_lab.kill("libvirtd:hv-b")
+            until(lambda: not host.hypervisor.is_connected, 5)
+            bare_lab.start("libvirtd:hv-b")
+            assert host.hypervisor.wait_connected(10)
+    finally:
+        is_over.set()
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()

@@ -99,7 +99,7 @@ class Operation:
         """
         patience = _Patience(timeout_s)
         ask_at = time.monotonic() + _FIRST_ASK_S
-        for pause_s in pauses(0.005, 0.2, growth=1.02):
+        for pause_s in pauses(0.005, 0.2, growth=1.005):
             try:
                 outcome = self._find_stored()
                 if outcome is None and time.monotonic() >= ask_at:
