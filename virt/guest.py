@@ -7,7 +7,6 @@ valid after its domain is gone, and names may be reused.
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -62,8 +61,13 @@ def list_views(conn: Any) -> list[DomainView]:
     views = []
     for domain, stats in rows:
         state, reason = stats.get("state.state", 0), stats.get("state.reason", 0)
-        with suppress(libvirt.libvirtError):
+        try:
             views.append(_view(domain, state, reason, domain.UUID() in persistent, None))
+        except libvirt.libvirtError as error:
+            # Only a domain that went meanwhile may be missing: a list cut short by a lost
+            # connection would read as guests that are gone.
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
     return views
 
 
