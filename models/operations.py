@@ -240,6 +240,16 @@ def turn_forward(session: Session, operation_id: UUID, position: int) -> None:
     )
 
 
+def is_past_deadline(session: Session, operation_id: UUID) -> bool:
+    """Tell whether the operation's time is over, by the database's clock."""
+    return bool(
+        session.execute(
+            text("SELECT deadline_at < clock_timestamp() FROM operations WHERE id = :o"),
+            {"o": operation_id},
+        ).scalar_one()
+    )
+
+
 def skip_unfinished(session: Session, operation_id: UUID) -> None:
     """Give up the steps of an operation that ends without doing or undoing them."""
     session.execute(

@@ -127,19 +127,3 @@ def mark_outcome_published(session: Session, operation_id: UUID) -> None:
         text("UPDATE operations SET outcome_published_at = clock_timestamp() WHERE id = :id"),
         {"id": operation_id},
     )
-
-
-def lock(session: Session, name: str) -> None:
-    """Take an advisory lock for this transaction, waiting for whoever has it."""
-    session.execute(
-        text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
-    )
-
-
-def try_lock(session: Session, name: str) -> bool:
-    """Take an advisory lock for this transaction; False when another has it."""
-    return bool(
-        session.execute(
-            text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
-        ).scalar_one()
-    )

@@ -3,8 +3,8 @@
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from models.advisory import lock
 from models.operation import Operation
-from models.sweep import lock
 
 BUILDS_PER_HOST = 8
 MIGRATIONS_PER_SRC = 1

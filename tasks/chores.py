@@ -11,10 +11,10 @@ from celery import Celery
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import InnkeeperError
+from models.advisory import try_lock
 from models.claims import HOST_IS_UP_S, heal_claims
 from models.hosts import list_hosts_to_sync
 from models.queries import record_event
-from models.sweep import try_lock
 from tasks.catalogue import WORKFLOWS
 from tasks.power_sync import RequestVerb, sync_host
 from tasks.runner import Engine

@@ -149,16 +149,6 @@ def end_unknown(
     return Turn.ENDED
 
 
-def is_past_deadline(session: Session, operation_id: UUID) -> bool:
-    """Tell whether the operation's time is over, by the database's clock."""
-    return bool(
-        session.execute(
-            text("SELECT deadline_at < clock_timestamp() FROM operations WHERE id = :o"),
-            {"o": operation_id},
-        ).scalar_one()
-    )
-
-
 def stray_error(why: str, *, kind: str, cancelled_by: str | None, limit_s: float) -> InnkeeperError:
     """Return the error of an operation that is stopped between two steps."""
     if why == "cancelled":

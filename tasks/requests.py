@@ -28,6 +28,7 @@ from innkeeper.types import (
     StopPolicy,
     parse_request,
 )
+from models.advisory import lock
 from models.host import Host
 from models.instance import Instance
 from models.operation import Migration, Operation, OperationAlias
@@ -39,7 +40,6 @@ from models.operations import (
     take_instance,
 )
 from models.queries import record_event
-from models.sweep import lock
 from tasks.catalogue import WORKFLOWS
 from tasks.choosing import choose_and_claim
 from tasks.migration_checks import failure

@@ -31,7 +31,7 @@ from innkeeper.errors import (
     OutcomeUnknown,
 )
 from innkeeper.states import StepState
-from models import ledger
+from models import ledger, operations
 from models.instance import Instance
 from models.ledger import ClaimedStep
 from models.operation import Operation, Step
@@ -285,7 +285,7 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
             or session.get_one(Operation, claim.operation.id, populate_existing=True).is_committed
         )
         if isinstance(error, OutcomeUnknown):
-            if endings.is_past_deadline(session, claim.operation.id):
+            if operations.is_past_deadline(session, claim.operation.id):
                 ledger.fail_step(session, claim.step.key, error.to_wire())
                 return endings.end_unknown(session, claim.workflow, claim.operation.id, error)
             ledger.requeue_step(
