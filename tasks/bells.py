@@ -20,6 +20,7 @@ from models.operation import Operation, Step
 from models.operations import list_waiting_task_ids
 from models.session import Database
 from models.sweep import mark_outcome_published
+from tasks.crashpoints import crash_point
 from tasks.workflow import Ring, queue_for, task_name
 
 log = structlog.get_logger(__name__)
@@ -100,12 +101,14 @@ class Bells:
         operation, task_ids = self._database.run(read)
         if operation is None or not operation.state.is_final:
             return
+        crash_point(f"outcome.{operation.kind}", "publishing")
         try:
             for task_id in task_ids:
                 store_outcome(self._app, task_id, operation)
         except UNREACHABLE as exc:
             log.warning("outcome not published", operation=str(operation_id), error=str(exc))
             return
+        crash_point(f"outcome.{operation.kind}", "published")
         self._database.run(lambda session: mark_outcome_published(session, operation_id))
 
 

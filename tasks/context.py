@@ -16,6 +16,7 @@ from models.ledger import ClaimedStep
 from models.operation import Operation
 from models.operations import write_progress
 from models.session import Database
+from tasks.crashpoints import crash_point
 from tasks.leases import HeldLease
 from virt.hypervisor import Hypervisor
 from virt.images import ImageCache
@@ -154,6 +155,10 @@ class StepContext:
         self.lease.tell(cancel_requested=cancel, is_past_deadline=late)
         self.checkpoint()
 
+    def midway(self) -> None:
+        """Mark a point in the middle of the step's effect, where tests let the process die."""
+        crash_point(name_boundary(self.operation.kind, self.step), "inside")
+
     def intend(self, **undo: Any) -> None:
         """Write to the ledger what is about to be made, so that undo finds it after any crash."""
         self.database.run(lambda session: ledger.record_intent(session, self.step.key, undo))
@@ -163,6 +168,11 @@ class StepContext:
         """Add a line to the step's story."""
         self.log.info("note", text=message)
         self.database.run(lambda session: ledger.append_log(session, self.step.key, message))
+
+
+def name_boundary(kind: str, step: ClaimedStep) -> str:
+    """Return where a step stands in the list of crash points: its task's name, shortened."""
+    return f"{kind}.{step.name}" + (".undo" if step.is_undo else "")
 
 
 def get_pool(services: HostServices, name: str) -> Pool:

@@ -38,6 +38,7 @@ def destroy_domain(context: StepContext) -> Done:
             {"domain_epoch": view.epoch, "record_epoch": context.instance.domain_epoch},
         )
     hypervisor.ensure_destroyed(context.instance.id)
+    context.midway()
     hypervisor.ensure_undefined(context.instance.id)
     return Done({"found": True})
 
@@ -52,6 +53,7 @@ def remove_files(context: StepContext) -> Done:
     Retries: none of its own.
     """
     ensure_instance_dir_removed(context.pool, context.instance.id)
+    context.midway()
     context.host.console_path(context.instance.id).unlink(missing_ok=True)
     return Done()
 

@@ -59,6 +59,7 @@ def check_destination(context: StepContext) -> Done:
     directory = context.pool.path
     context.intend(probe_directory=str(directory))
     sharing.write_probe(directory, context.operation.id)
+    context.midway()
     failures = migration_checks.check_on_destination(context)
     return Done({"failures": failures, "pool": str(directory)})
 
@@ -66,6 +67,7 @@ def check_destination(context: StepContext) -> Done:
 def remove_probe(context: StepContext) -> None:
     """Undo of check_destination."""
     directory = context.step.undo.get("probe_directory")
+    context.midway()
     if directory:
         sharing.remove_probe(Path(directory), context.operation.id)
 
@@ -80,6 +82,7 @@ def check_source(context: StepContext) -> Done:
     Retries: while libvirt is out of reach; never failed checks, which are reported all at once.
     """
     is_shared = sharing.read_probe(context.pool.path, context.operation.id)
+    context.midway()
     failures = [
         *context.details["check_destination"]["failures"],
         *migration_checks.check_on_source(context, is_shared=is_shared),
@@ -116,6 +119,7 @@ def prepare_destination(context: StepContext) -> Done:
 def unprepare_destination(context: StepContext) -> None:
     """Undo of prepare_destination: the incoming domain first, then the files that were made."""
     _remove_arrived(context)
+    context.midway()
     if context.host.hypervisor.find_domain(context.instance.id) is not None:
         return
     if context.step.undo.get("console"):
@@ -159,6 +163,7 @@ def resume_source(context: StepContext) -> None:
         RollForward: the guest has left in the meantime; the way leads forward now.
     """
     migration_run.ensure_no_job(context)
+    context.midway()
     look = migration_run.look_at_source(context)
     if look.has_left:
         operation = context.operation
@@ -196,6 +201,7 @@ def settle_destination(context: StepContext) -> Done:
         if verdict is Verdict.ROLL_BACK:
             raise _why_it_failed(context, source.get("error"))
         _commit(context)
+    context.midway()
     if dst.power_state == PowerState.PAUSED and (
         context.operation.state_before == InstanceState.ACTIVE
     ):
@@ -283,6 +289,7 @@ def finish_source(context: StepContext) -> Done:
         hypervisor.ensure_destroyed(instance.id)
         hypervisor.ensure_undefined(instance.id)
         removed_copy = True
+    context.midway()
     if context.details["check_source"]["storage"] == Storage.BLOCK:
         ensure_instance_dir_removed(context.pool, instance.id)
     context.host.console_path(instance.id).unlink(missing_ok=True)

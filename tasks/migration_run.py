@@ -30,6 +30,7 @@ def prepare(context: StepContext) -> Done:
     context.host.console_dir.mkdir(parents=True, exist_ok=True)
     # QEMU makes the log when the guest arrives, and leaves it there when it does not stay.
     context.intend(console=str(context.host.console_path(context.instance.id)))
+    context.midway()
     if context.details["check_source"]["storage"] == Storage.SHARED:
         return Done({"made": []})
     spec = InstanceSpec.model_validate(context.instance.spec)
@@ -95,6 +96,7 @@ def look_at_source(context: StepContext) -> Look:
 
 def _run_job(context: StepContext, started: float) -> tuple[JobStats | None, InnkeeperError | None]:
     job = context.host.hypervisor.migrate(context.instance.id, _request(context))
+    context.midway()
     stop: InnkeeperError | None = None
     give_up_at = float("inf")
     while not job.wait(WATCH_INTERVAL_S):

@@ -53,6 +53,7 @@ def start_guest(context: StepContext) -> Done:
     Retries: while libvirt is out of reach.
     """
     get_current_domain(context)
+    context.midway()
     context.host.hypervisor.ensure_started(context.instance.id)
     return Done()
 
@@ -72,6 +73,7 @@ def stop_guest(context: StepContext) -> Done:
     if not policy.force and _shut_down_politely(context, policy.grace_s):
         return Done({"how": "acpi"})
     context.host.hypervisor.ensure_destroyed(context.instance.id)
+    context.midway()
     if get_current_domain(context).power_state not in OFF:
         raise StopTimeout(f"{context.instance.name} still runs after its power was cut.")
     return Done({"how": "forced"})
@@ -109,6 +111,7 @@ def reboot_guest(context: StepContext) -> Done:
         how = "soft"
     else:
         context.host.hypervisor.ensure_destroyed(context.instance.id)
+    context.midway()
     context.host.hypervisor.ensure_started(context.instance.id)
     return Done({"how": how})
 

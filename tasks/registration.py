@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
 from tasks.catalogue import WORKFLOWS
+from tasks.crashpoints import crash_point
 from tasks.queries import QUERIES, Answer
 from tasks.requests import ACCEPT, Envelope, find_repeated
 from tasks.runner import Engine, Verdict, run_step
@@ -93,6 +94,7 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
             repeated = find_repeated(session, envelope, kind, fields)
             if repeated is None:
                 accept(session, envelope, fields)
+            crash_point(f"request.{kind}", "accepting")
             return repeated or task_id
 
         try:
@@ -105,6 +107,7 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
         except (TypeError, ValueError) as exc:
             _refuse(app, task_id, InvalidRequest(f"The request is malformed: {exc}."))
         else:
+            crash_point(f"request.{kind}", "accepted")
             parts.bells.ring(operation_id)
             parts.bells.publish_outcome(operation_id)
 

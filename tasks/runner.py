@@ -38,7 +38,7 @@ from models.operation import Operation, Step
 from models.session import Database
 from tasks import endings
 from tasks.bells import Bells
-from tasks.context import HostServices, StepContext
+from tasks.context import HostServices, StepContext, name_boundary
 from tasks.crashpoints import crash_point
 from tasks.leases import LeaseKeeper
 from tasks.retry import backoff_s
@@ -84,6 +84,10 @@ class _Claim:
     workflow: Workflow
     spec: StepSpec
 
+    @property
+    def where(self) -> str:
+        return name_boundary(self.operation.kind, self.step)
+
 
 def run_step(engine: Engine, operation_id: UUID, position: int) -> Verdict:
     """Run one step of an operation, or find that there is nothing to do.
@@ -93,11 +97,10 @@ def run_step(engine: Engine, operation_id: UUID, position: int) -> Verdict:
         operation_id: the operation.
         position: the step's place in its ledger.
     """
-    crash_point("claim", "before")
     claim = engine.database.run(lambda session: _claim(session, engine, operation_id, position))
     if isinstance(claim, Verdict):
         return claim
-    crash_point(f"{claim.operation.kind}.{claim.step.name}", "claimed")
+    crash_point(claim.where, "claimed")
     with structlog.contextvars.bound_contextvars(
         operation=str(operation_id),
         instance=str(claim.operation.instance_id),
@@ -109,7 +112,13 @@ def run_step(engine: Engine, operation_id: UUID, position: int) -> Verdict:
 
 
 def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) -> _Claim | Verdict:
-    step = ledger.claim_step(session, operation_id, position, owner=engine.leases.owner)
+    step = ledger.claim_step(
+        session,
+        operation_id,
+        position,
+        owner=engine.leases.owner,
+        lease_s=engine.leases.lease_s,
+    )
     if step is None:
         state = ledger.find_step_state(session, operation_id, position)
         is_over = state in (StepState.DONE, StepState.UNDONE, StepState.FAILED)
@@ -131,6 +140,7 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
             ledger.requeue_step(session, step.key, after_s=0.5, waiting_for=waiting_for)
             return Verdict.IGNORE
     details = _read_details(session, operation_id) if position > 0 else {}
+    crash_point(name_boundary(operation.kind, step), "claiming")
     return _Claim(step, operation, instance, details, workflow, spec)
 
 
@@ -171,16 +181,19 @@ def _run_claimed(engine: Engine, claim: _Claim) -> Verdict:
                 )
                 _check_epoch(engine.database, claim)
             if claim.step.is_undo:
+                crash_point(claim.where, "acting")
                 if claim.spec.undo is not None:
                     claim.spec.undo(context)
+                crash_point(claim.where, "acted")
                 return _record_undone(engine, claim)
             if not claim.operation.is_committed and claim.operation.cancel_requested:
                 raise Cancelled(
                     f"The {claim.operation.kind} operation was cancelled.",
                     {"by": claim.operation.cancel_requested_by},
                 )
+            crash_point(claim.where, "acting")
             done = claim.spec.do(context)
-            crash_point(f"{claim.operation.kind}.{claim.step.name}", "acted")
+            crash_point(claim.where, "acted")
             return _record_done(engine, claim, done)
         except LeaseLost as exc:
             log.warning("step lost", reason=str(exc))
@@ -232,10 +245,14 @@ def _record_done(engine: Engine, claim: _Claim, done: Done) -> Verdict:
         ledger.complete_step(session, claim.step.key, done.detail)
         if done.commit is not None:
             done.commit(session)
-        return endings.advance(session, claim.workflow, claim.operation.id, claim.step.key.position)
+        has_ended = endings.advance(
+            session, claim.workflow, claim.operation.id, claim.step.key.position
+        )
+        crash_point(claim.where, "recording")
+        return has_ended
 
     has_ended = engine.database.run(record)
-    crash_point(f"{claim.operation.kind}.{claim.step.name}", "recorded")
+    crash_point(claim.where, "recorded")
     log.info("step done", **done.detail)
     if has_ended:
         engine.bells.publish_outcome(claim.operation.id)
@@ -245,9 +262,13 @@ def _record_done(engine: Engine, claim: _Claim, done: Done) -> Verdict:
 def _record_undone(engine: Engine, claim: _Claim) -> Verdict:
     def record(session: Session) -> endings.Turn:
         ledger.complete_undo(session, claim.step.key)
-        return endings.finish_undo(session, claim.workflow, claim.operation.id)
+        turn = endings.finish_undo(session, claim.workflow, claim.operation.id)
+        crash_point(claim.where, "recording")
+        return turn
 
-    _follow(engine, claim.operation.id, engine.database.run(record))
+    turn = engine.database.run(record)
+    crash_point(claim.where, "recorded")
+    _follow(engine, claim.operation.id, turn)
     log.info("step undone")
     return Verdict.PASS_ON
 
@@ -321,11 +342,17 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
             return endings.Turn.ENDED if ended else endings.Turn.RING
         return endings.turn_back(session, claim.workflow, claim.operation.id, error)
 
+    def record_and_pass(session: Session) -> endings.Turn:
+        turn = record(session)
+        crash_point(claim.where, "failing")
+        return turn
+
     try:
-        turn = engine.database.run(record)
+        turn = engine.database.run(record_and_pass)
     except LeaseLost as exc:
         log.warning("failure not recorded, the step is another's", reason=str(exc))
         return Verdict.IGNORE
+    crash_point(claim.where, "failed")
     _follow(engine, claim.operation.id, turn)
     return Verdict.IGNORE
 

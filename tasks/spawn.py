@@ -65,6 +65,7 @@ def fetch_image(context: StepContext) -> Done:
         on_progress=show,
         check=context.checkpoint,
     )
+    context.midway()
     host, instance = context.host.name, context.instance
 
     def commit(session: Session) -> None:
@@ -117,6 +118,7 @@ def create_disks(context: StepContext) -> Done:
     size_bytes = max(context.instance.disk_gib * GIB, int(image["virtual_size_bytes"]))
     context.intend(directory=str(root_disk.parent), epoch=context.operation.epoch)
     root_disk.parent.mkdir(parents=True, exist_ok=True)
+    context.midway()
     disks.create_overlay(
         root_disk,
         backing_path=Path(image["path"]),
@@ -129,6 +131,7 @@ def create_disks(context: StepContext) -> Done:
 def remove_disks(context: StepContext) -> None:
     """Undo of create_disks: remove the directory that the ledger says was made."""
     if is_recorded(context.pool, context.instance.id, context.step.undo.get("directory")):
+        context.midway()
         ensure_instance_dir_removed(context.pool, context.instance.id)
 
 
@@ -148,6 +151,7 @@ def render_xml(context: StepContext) -> Done:
         image_path=context.details["fetch_image"]["path"],
         image_format=context.details["fetch_image"]["format"],
     )
+    context.midway()
     xml = render_domain(domain)
     instance_id, epoch, digest = context.instance.id, context.operation.epoch, digest_xml(xml)
 
@@ -183,6 +187,7 @@ def define_domain(context: StepContext) -> Done:
         )
     context.intend(domain=str(context.instance.id), epoch=context.operation.epoch)
     context.host.console_dir.mkdir(parents=True, exist_ok=True)
+    context.midway()
     context.host.hypervisor.define(context.instance.domain_xml or "")
     return Done({"adopted": view is not None})
 
@@ -193,6 +198,7 @@ def remove_domain(context: StepContext) -> None:
     view = hypervisor.find_domain(context.instance.id)
     if view is not None and view.epoch == context.operation.epoch:
         hypervisor.ensure_destroyed(context.instance.id)
+        context.midway()
         hypervisor.ensure_undefined(context.instance.id)
     context.host.console_path(context.instance.id).unlink(missing_ok=True)
 
@@ -206,6 +212,7 @@ def start_domain(context: StepContext) -> Done:
     On crash: begun again; libvirt finishes a start whose caller died.
     Retries: while libvirt is out of reach.
     """
+    context.midway()
     context.host.hypervisor.ensure_started(context.instance.id)
     return Done()
 
@@ -225,6 +232,7 @@ def wait_boot(context: StepContext) -> Done:
     def show(stage: BootStage) -> None:
         context.progress(stage.rung / wanted.rung if wanted.rung else 1.0, f"guest is at {stage}")
 
+    context.midway()
     reached = wait_for_boot(
         context.host.hypervisor,
         context.instance.id,

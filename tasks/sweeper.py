@@ -13,6 +13,7 @@ from models import sweep
 from models.session import Database
 from tasks import endings
 from tasks.bells import Bells
+from tasks.crashpoints import crash_point
 from tasks.workflow import Workflows
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
     """
     turned_back = 0
     for stray in database.run(sweep.list_strayed):
+        crash_point("sweep", "turning")
         turn = database.run(partial(_turn_back, workflows=workflows, stray=stray))
         if turn is endings.Turn.ENDED:
             bells.publish_outcome(stray.operation_id)
@@ -47,6 +49,7 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         turned_back += 1
     due = database.run(lambda session: sweep.take_due_bells(session, grace_s=GRACE_S))
     for bell in due:
+        crash_point("sweep", "ringing")
         log.info("ringing again", operation=str(bell.operation_id), position=bell.position)
         bells.ring(bell.operation_id)
     unpublished = database.run(sweep.list_unpublished_outcomes)

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from lab.handle import Lab
 from models.session import Database
+from tests.crash_directory import VARIABLE, CrashDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,8 +23,20 @@ def lab() -> Iterator[Lab]:
     """Two hypervisors with workers, control, beat, Postgres and Redis."""
     with tempfile.TemporaryDirectory(prefix="innkeeper-test-", dir="/var/tmp") as directory:
         os.chmod(directory, 0o755)
-        with Lab.up(Path(directory), hosts=2, workers=True, owner_pid=os.getpid()) as running:
+        with Lab.up(
+            Path(directory),
+            hosts=2,
+            workers=True,
+            owner_pid=os.getpid(),
+            env={VARIABLE: str(Path(directory) / "crash")},
+        ) as running:
             yield running
+
+
+@pytest.fixture(scope="session")
+def crash(lab: Lab) -> CrashDirectory:
+    """Where the lab's processes look whether they are to die."""
+    return CrashDirectory(lab.layout.root / "crash")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from innkeeper.errors import Busy, InnkeeperError, PrecheckFailed
 from innkeeper.operation import Operation
 from lab.handle import Lab
 from models.session import Database
+from tests.crash_directory import CrashDirectory
 from tests.workflow.conftest import domains_on, files_of, wait_until
 
 pytestmark = pytest.mark.lab
@@ -166,24 +167,18 @@ def test_the_source_worker_is_killed_at_a_boundary(
     name: str,
     boot_guest: dict[str, Any],
     records: Database,
+    crash: CrashDirectory,
     step: str,
     moment: str,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     a, b = lab.hosts[:2]
     spawn_on(client, name, a, boot_guest)
-    once = lab.layout.root / f"crash-{name}"
-    lab.kill(f"worker:{a}")
-    lab.start(
-        f"worker:{a}",
-        env={
-            "INNKEEPER_CRASH_AT": f"live_migrate.{step}:{moment}",
-            "INNKEEPER_CRASH_ONCE": str(once),
-        },
-    )
+    point = f"live_migrate.{step}:{moment}"
+    crash.arm_kill(point)
     operation = client.migrate(name, dst=b)
+    assert crash.wait_struck(point)
     wait_until(lambda: not lab.role(f"worker:{a}")["running"], what="the worker kills itself")
-    lab.start(f"worker:{a}", env={})
+    lab.start(f"worker:{a}")
     assert operation.wait(60)["host"] == b
     assert_only_on(lab, name, b)
 
@@ -214,25 +209,18 @@ def test_two_migrations_from_one_source_wait_for_each_other(
 
 
 def test_a_cancel_that_comes_after_the_guest_has_left_rolls_forward(
-    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any], crash: CrashDirectory
 ) -> None:
     """Undoing here would destroy the only copy of the guest."""
     a, b = lab.hosts[:2]
     spawn_on(client, name, a, boot_guest)
-    lab.kill(f"worker:{a}")
-    lab.start(
-        f"worker:{a}",
-        env={
-            "INNKEEPER_CRASH_AT": "live_migrate.migrate:acted",
-            "INNKEEPER_CRASH_ONCE": str(lab.layout.root / f"crash-{name}"),
-        },
-    )
+    crash.arm_kill("live_migrate.migrate:acted")
     operation = client.migrate(name, dst=b)
     wait_until(lambda: not lab.role(f"worker:{a}")["running"], what="the worker kills itself")
     assert domains_on(lab, b)[name] == "paused"
     assert name not in domains_on(lab, a)
     operation.cancel()
-    lab.start(f"worker:{a}", env={})
+    lab.start(f"worker:{a}")
     assert operation.wait(60)["host"] == b
     assert_only_on(lab, name, b)
     lines = [line["text"] for step in operation.view().steps for line in step.log]
