@@ -7,6 +7,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from innkeeper.errors import LeaseLost
 from innkeeper.states import InstanceState
 from models.host import Claim, Host
 from models.instance import Instance
@@ -114,6 +115,8 @@ def heal_claims(session: Session, *, host: str) -> list[UUID]:
     living = select(Instance.id).where(
         Instance.id == Claim.instance_id,
         (Instance.operation_id.is_not(None))
+        # Nobody knows yet on which of its hosts such a guest is.
+        | (Instance.state == InstanceState.UNKNOWN)
         | ((Instance.host == Claim.host) & (Instance.state != InstanceState.DELETED)),
     )
     rows = session.scalars(
@@ -132,10 +135,28 @@ def heal_claims(session: Session, *, host: str) -> list[UUID]:
 def move_placement(
     session: Session, *, instance_id: UUID, src: str, dst: str, domain_epoch: int
 ) -> None:
-    """Flip where a guest is and hand its source's claim back: a migration's commit point."""
-    session.execute(
+    """Flip where a guest is and hand its source's claim back: a migration's commit point.
+
+    Args:
+        session: an open transaction.
+        instance_id: the guest.
+        src: where the record has it.
+        dst: where it is from now on.
+        domain_epoch: the epoch in the metadata of the domain on ``dst``; also that of the
+            operation that holds the guest.
+
+    Raises:
+        LeaseLost: the record says something else by now; nothing was changed.
+    """
+    moved = session.execute(
         update(Instance)
-        .where(Instance.id == instance_id, Instance.host == src)
+        .where(Instance.id == instance_id, Instance.host == src, Instance.epoch == domain_epoch)
         .values(host=dst, domain_epoch=domain_epoch)
-    )
+        .returning(Instance.id)
+    ).scalar_one_or_none()
+    if moved is None:
+        raise LeaseLost(
+            f"The record of instance {instance_id} has changed since; it is not on {src}.",
+            {"src": src, "dst": dst, "domain_epoch": domain_epoch},
+        )
     release_claim(session, host=src, instance_id=instance_id)

@@ -74,14 +74,14 @@ _CLAIM = text(
        AND s.operation_id = before.operation_id AND s.position = before.position
        AND s.not_before <= clock_timestamp()
        AND (
-            (o.state IN ('queued', 'running')
+            ((o.state IN ('queued', 'running') OR o.owes_since IS NOT NULL)
              AND (s.state = 'queued'
                   OR (s.state = 'running' AND s.lease_expires_at <= clock_timestamp()))
              AND NOT EXISTS (
                 SELECT 1 FROM steps p
                  WHERE p.operation_id = s.operation_id AND p.position < s.position
                    AND p.state IN ('queued', 'running', 'undo', 'undoing')))
-         OR (o.state = 'undoing'
+         OR ((o.state = 'undoing' OR o.owes_since IS NOT NULL)
              AND (s.state = 'undo'
                   OR (s.state = 'undoing' AND s.lease_expires_at <= clock_timestamp()))
              AND NOT EXISTS (
@@ -218,12 +218,21 @@ def assert_owned(session: Session, key: StepKey) -> None:
     _move(session, key, "owner = owner")
 
 
-def find_epoch_if_owned(session: Session, key: StepKey) -> int | None:
-    """Return the guest's epoch as it is now; None when the step is another's."""
-    epoch: int | None = session.execute(
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the guest of a held step is by now, and whether an operation holds it."""
+
+    epoch: int
+    host: str | None
+    is_held: bool
+
+
+def find_placement_if_owned(session: Session, key: StepKey) -> Placement | None:
+    """Return the guest's epoch and place as they are now; None when the step is another's."""
+    row = session.execute(
         text(
             """
-            SELECT i.epoch
+            SELECT i.epoch, i.host, i.operation_id IS NOT NULL AS is_held
               FROM steps s JOIN operations o ON o.id = s.operation_id
               JOIN instances i ON i.id = o.instance_id
              WHERE s.operation_id = :operation_id AND s.position = :position
@@ -237,8 +246,8 @@ def find_epoch_if_owned(session: Session, key: StepKey) -> int | None:
             "attempt": key.attempt,
             "owner": key.owner,
         },
-    ).scalar()
-    return epoch
+    ).one_or_none()
+    return None if row is None else Placement(*row)
 
 
 def record_intent(session: Session, key: StepKey, undo: dict[str, Any]) -> None:
@@ -312,6 +321,29 @@ def requeue_step(
         after_s=after_s,
         error=None if error is None else _json(error),
         waiting_for=waiting_for,
+    )
+
+
+def reopen_step(session: Session, operation_id: UUID, *, name: str, after_s: float) -> None:
+    """Have a done step's look at the world made anew before the operation goes on.
+
+    Args:
+        session: an open transaction.
+        operation_id: the operation.
+        name: the step; of one that was planned twice, the later.
+        after_s: the shortest time until it is begun.
+    """
+    session.execute(
+        text(
+            """
+            UPDATE steps
+               SET state = 'queued', rung_at = NULL,
+                   not_before = clock_timestamp() + make_interval(secs => :after_s)
+             WHERE operation_id = :o AND state = 'done' AND position = (
+                   SELECT max(position) FROM steps WHERE operation_id = :o AND name = :name)
+            """
+        ),
+        {"o": operation_id, "name": name, "after_s": after_s},
     )
 
 

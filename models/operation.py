@@ -7,6 +7,8 @@ operation:  queued → running → succeeded
 step:       queued → running → done                     (running → queued: tried again)
                         └────→ failed
             undo: done | failed → undo → undoing → undone;  queued → skipped
+
+An operation that has ended may owe steps to a host that was away: see models/debts.py.
 """
 
 from datetime import datetime
@@ -30,6 +32,9 @@ class Operation(Timestamps, Base):
         Index("uq_operations_live_instance", "instance_id", unique=True, postgresql_where=_LIVE),
         Index("ix_operations_live", "state", postgresql_where=_LIVE),
         Index("ix_operations_created_at", "created_at"),
+        Index(
+            "ix_operations_owing", "instance_id", postgresql_where=text("owes_since IS NOT NULL")
+        ),
         CheckConstraint(
             "(state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)",
             name="final_has_end",
@@ -65,6 +70,7 @@ class Operation(Timestamps, Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     outcome_published_at: Mapped[datetime | None]
+    owes_since: Mapped[datetime | None]
 
 
 class OperationAlias(Base):

@@ -205,8 +205,9 @@ def turn_back(
                 pending = True
             elif step.state == StepState.QUEUED:
                 step.state = StepState.SKIPPED
-    operation.state = OperationState.UNDOING
-    operation.error = operation.error or error
+    if not operation.state.is_final:
+        operation.state = OperationState.UNDOING
+        operation.error = operation.error or error
     session.flush()
     return pending
 
@@ -235,7 +236,7 @@ def turn_forward(session: Session, operation_id: UUID, position: int) -> None:
     )
     session.execute(
         update(Operation)
-        .where(Operation.id == operation_id)
+        .where(Operation.id == operation_id, Operation.owes_since.is_(None))
         .values(state=OperationState.RUNNING, error=None)
     )
 
@@ -247,19 +248,6 @@ def is_past_deadline(session: Session, operation_id: UUID) -> bool:
             text("SELECT deadline_at < clock_timestamp() FROM operations WHERE id = :o"),
             {"o": operation_id},
         ).scalar_one()
-    )
-
-
-def skip_unfinished(session: Session, operation_id: UUID) -> None:
-    """Give up the steps of an operation that ends without doing or undoing them."""
-    session.execute(
-        text(
-            """
-            UPDATE steps SET state = 'skipped', owner = NULL, lease_expires_at = NULL
-             WHERE operation_id = :o AND state IN ('queued', 'running', 'undo', 'undoing')
-            """
-        ),
-        {"o": operation_id},
     )
 
 

@@ -33,6 +33,7 @@ class PowerChange:
     previous: PowerState
     policy: str
     changed: bool
+    is_owed: bool
 
 
 _SYNC = text(
@@ -57,7 +58,10 @@ _SYNC = text(
           FROM before b WHERE i.id = b.id AND i.power_state <> b.power_state
         RETURNING i.id
     )
-    SELECT b.id, b.name, b.state, b.power_state, b.previous, b.policy, w.id IS NOT NULL
+    SELECT b.id, b.name, b.state, b.power_state, b.previous, b.policy, w.id IS NOT NULL,
+           b.state = 'unknown' AND EXISTS (
+               SELECT 1 FROM operations o
+                WHERE o.instance_id = b.id AND o.owes_since IS NOT NULL) AS is_owed
       FROM before b LEFT JOIN written w ON w.id = b.id
      WHERE w.id IS NOT NULL
         OR (b.state = 'active' AND b.power_state <> 'running')
@@ -87,7 +91,8 @@ def sync_power(
         is_complete: True for a full snapshot, where a missing domain means it is off.
 
     Returns:
-        Guests whose power state changed, or whose state and power state do not agree.
+        Guests whose power state changed, or whose state and power state do not agree. One that is
+        unknown because an operation still owes the look that would tell is marked ``is_owed``.
     """
     payload: list[dict[str, Any]] = [
         {"id": str(o.instance_id), "power_state": o.power_state, "domain_epoch": o.domain_epoch}

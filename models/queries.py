@@ -152,6 +152,7 @@ def view_operation(
         started_at=operation.started_at,
         finished_at=operation.finished_at,
         deadline_at=operation.deadline_at,
+        owes_since=operation.owes_since,
         steps=[view_step(step) for step in steps],
     )
 

@@ -24,10 +24,10 @@ _DUE_BELLS = text(
         SELECT DISTINCT ON (o.id) o.id AS operation_id,
                s.position, s.state, s.host, s.not_before, s.rung_at, s.rings, s.lease_expires_at
           FROM operations o JOIN steps s ON s.operation_id = o.id
-         WHERE o.state IN ('queued', 'running', 'undoing')
+         WHERE (o.state IN ('queued', 'running', 'undoing') OR o.owes_since IS NOT NULL)
            AND s.state IN ('queued', 'running', 'undo', 'undoing')
          ORDER BY o.id,
-                  CASE WHEN o.state = 'undoing' THEN -s.position ELSE s.position END
+                  CASE WHEN s.state IN ('undo', 'undoing') THEN -s.position ELSE s.position END
     ), due AS (
         SELECT s.operation_id, s.position
           FROM turn t
@@ -103,6 +103,54 @@ _STRAYED = text(
 def list_strayed(session: Session, *, batch: int = 100) -> list[Strayed]:
     """Return operations that are cancelled or late between two steps, or undone but not ended."""
     return [Strayed(*row) for row in session.execute(_STRAYED, {"batch": batch})]
+
+
+def list_bells_of_host(session: Session, host: str) -> list[UUID]:
+    """Return the operations with a part on a host that nobody works on at the moment.
+
+    What a worker that died had just taken from its queue, or was about to ring, is among them.
+    """
+    rows = session.execute(
+        text(
+            """
+            SELECT DISTINCT s.operation_id
+              FROM steps s JOIN operations o ON o.id = s.operation_id
+             WHERE s.host = :host
+               AND (o.state IN ('queued', 'running', 'undoing') OR o.owes_since IS NOT NULL)
+               AND EXISTS (SELECT 1 FROM steps t WHERE t.operation_id = s.operation_id
+                              AND t.state IN ('queued', 'undo')
+                              AND t.not_before <= clock_timestamp())
+               AND NOT EXISTS (SELECT 1 FROM steps t WHERE t.operation_id = s.operation_id
+                                  AND t.state IN ('running', 'undoing'))
+             LIMIT 200
+            """
+        ),
+        {"host": host},
+    )
+    return [row.operation_id for row in rows]
+
+
+def unpublish_recent_outcomes(session: Session, *, within_s: float) -> int:
+    """Have the outcomes of the last while published again: the result backend has lost them.
+
+    Args:
+        session: an open transaction.
+        within_s: how far back.
+
+    Returns:
+        How many operations.
+    """
+    result = session.execute(
+        text(
+            """
+            UPDATE operations SET outcome_published_at = NULL
+             WHERE outcome_published_at IS NOT NULL
+               AND finished_at > clock_timestamp() - make_interval(secs => :within_s)
+            """
+        ),
+        {"within_s": within_s},
+    )
+    return int(result.rowcount)  # type: ignore[attr-defined]
 
 
 def list_unpublished_outcomes(session: Session, *, batch: int = 100) -> list[UUID]:

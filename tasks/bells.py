@@ -19,30 +19,34 @@ from models.instance import Instance
 from models.operation import Operation, Step
 from models.operations import list_waiting_task_ids
 from models.session import Database
-from models.sweep import mark_outcome_published
+from models.sweep import mark_outcome_published, unpublish_recent_outcomes
 from tasks.crashpoints import crash_point
 from tasks.workflow import Ring, queue_for, task_name
 
 log = structlog.get_logger(__name__)
 
+ON_THE_WAY_BACK = frozenset({StepState.UNDO, StepState.UNDOING})
+UNFINISHED = ON_THE_WAY_BACK | {StepState.QUEUED, StepState.RUNNING}
+# How long after its end an operation's outcome is published again when Redis has lost it.
+RESTORE_WITHIN_S = 3600.0
+MARKER = "innkeeper:outcomes-are-here"
 UNREACHABLE = (OperationalError, RedisError, OSError, RuntimeError)
 
 
 def list_rings(session: Session, operation_id: UUID) -> list[Ring]:
     """Return the operation's remaining steps in the order in which they must be rung."""
     operation = session.get(Operation, operation_id)
-    if operation is None or operation.state.is_final:
+    if operation is None or (operation.state.is_final and operation.owes_since is None):
         return []
     name = session.scalar(select(Instance.name).where(Instance.id == operation.instance_id))
-    is_undo = operation.state == OperationState.UNDOING
-    wanted = (
-        (StepState.UNDO, StepState.UNDOING) if is_undo else (StepState.QUEUED, StepState.RUNNING)
-    )
-    steps = session.scalars(
+    unfinished = session.scalars(
         select(Step)
-        .where(Step.operation_id == operation_id, Step.state.in_(wanted))
-        .order_by(Step.position.desc() if is_undo else Step.position)
-    )
+        .where(Step.operation_id == operation_id, Step.state.in_(UNFINISHED))
+        .order_by(Step.position)
+    ).all()
+    back = [step for step in reversed(unfinished) if step.state in ON_THE_WAY_BACK]
+    is_undo = bool(back)
+    steps = back or unfinished
     return [
         Ring(
             operation_id=operation_id,
@@ -110,6 +114,27 @@ class Bells:
             return
         crash_point(f"outcome.{operation.kind}", "published")
         self._database.run(lambda session: mark_outcome_published(session, operation_id))
+
+    def restore_outcomes(self) -> None:
+        """Have recent outcomes published again when the result backend has been emptied.
+
+        A marker in Redis bears the id of the server's run: it is missing after a FLUSHALL, and
+        another one's after a restart, which may have lost the last second of its file.
+        """
+        try:
+            redis = self._app.backend.client
+            run_id = redis.info("server")["run_id"]
+            marker = redis.get(MARKER)
+            if marker is not None and marker.decode() == run_id:
+                return
+            count = self._database.run(
+                lambda session: unpublish_recent_outcomes(session, within_s=RESTORE_WITHIN_S)
+            )
+            redis.set(MARKER, run_id)
+        except UNREACHABLE as exc:
+            log.warning("outcomes not looked after", error=str(exc))
+            return
+        log.info("the result backend is another than before", outcomes=count)
 
 
 def store_outcome(app: Celery, task_id: UUID, operation: Operation) -> None:

@@ -90,6 +90,11 @@ class StepContext:
         return self._instance
 
     @property
+    def is_owed(self) -> bool:
+        """True when the operation has ended without this step, and it is made up for now."""
+        return self.operation.state.is_final
+
+    @property
     def host(self) -> HostServices:
         """The host's parts; only steps on a host's queue may ask."""
         if self.services is None:
@@ -112,7 +117,7 @@ class StepContext:
             LeaseLost, Cancelled, DeadlineExceeded.
         """
         self.assert_owned()
-        if self.step.is_undo or self.operation.is_committed:
+        if self.step.is_undo or self.operation.is_committed or self.is_owed:
             return
         if self.lease.cancel_requested:
             raise Cancelled(f"The {self.operation.kind} operation was cancelled.")

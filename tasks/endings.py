@@ -7,9 +7,16 @@ from uuid import UUID
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from innkeeper.errors import Cancelled, DeadlineExceeded, InnkeeperError
-from innkeeper.states import Effect, OperationState, StepState
-from models import operations
+from innkeeper.errors import (
+    AttemptsExhausted,
+    Cancelled,
+    DeadlineExceeded,
+    InnkeeperError,
+    InternalError,
+)
+from innkeeper.states import Effect, InstanceState, OperationState, StepState
+from models import debts, operations
+from models.instance import Instance
 from models.operation import Operation, Step
 from models.queries import record_event
 from tasks.workflow import RollForward, Workflow
@@ -39,6 +46,9 @@ def advance(session: Session, workflow: Workflow, operation_id: UUID, position: 
     if rung is not None or operations.has_unfinished(session, operation_id):
         return False
     operation = session.get_one(Operation, operation_id, populate_existing=True)
+    if operation.state.is_final:
+        _settle(session, workflow, operation, went_forward=True)
+        return True
     result = workflow.on_success(session, operation)
     session.flush()
     if operations.end_operation(session, operation_id, OperationState.SUCCEEDED, result=result):
@@ -64,19 +74,29 @@ def finish_undo(session: Session, workflow: Workflow, operation_id: UUID) -> Tur
         Operation, operation_id, with_for_update=True, populate_existing=True
     )
     if operation.state.is_final:
+        _settle(session, workflow, operation, went_forward=False)
         return Turn.ENDED
     if _replan(session, workflow, operation):
         return Turn.RING
-    error = dict(operation.error or {})
-    error["effect"] = _effect(session, operation_id).value
-    error.setdefault("details", {})["effect"] = error["effect"]
+    error = _with_effect(operation.error, _effect(session, workflow, operation))
+    workflow.on_failure(session, operation)
+    return _end_in_failure(session, operation, error)
+
+
+def _end_in_failure(session: Session, operation: Operation, error: dict[str, Any]) -> Turn:
     is_cancel = error.get("code") == Cancelled.code
     state = OperationState.CANCELLED if is_cancel else OperationState.FAILED
-    workflow.on_failure(session, operation)
     session.flush()
-    operations.end_operation(session, operation_id, state, error=error)
-    _record_end(session, operation, state, error)
+    if operations.end_operation(session, operation.id, state, error=error):
+        _record_end(session, operation, state, error)
     return Turn.ENDED
+
+
+def _with_effect(error: dict[str, Any] | None, effect: Effect) -> dict[str, Any]:
+    """Return an error's wire form that tells where the operation has left the guest."""
+    wire = dict(error or {})
+    details = {**(wire.get("details") or {}), "effect": effect.value}
+    return {**wire, "effect": effect.value, "details": details}
 
 
 def _replan(session: Session, workflow: Workflow, operation: Operation) -> bool:
@@ -84,7 +104,7 @@ def _replan(session: Session, workflow: Workflow, operation: Operation) -> bool:
     if (
         workflow.replan is None
         or operation.cancel_requested
-        or _has_failed_undo(session, operation.id)
+        or operations.is_past_deadline(session, operation.id)
     ):
         return False
     fresh = workflow.replan(session, operation)
@@ -100,29 +120,23 @@ def _replan(session: Session, workflow: Workflow, operation: Operation) -> bool:
     return True
 
 
-def _has_failed_undo(session: Session, operation_id: UUID) -> bool:
-    """A failed step with an undo that could not be done stays failed beside undone ones."""
-    return bool(
-        session.execute(
-            text(
-                "SELECT EXISTS (SELECT 1 FROM steps WHERE operation_id = :o "
-                "AND state = 'failed' AND undo <> '{}')"
-            ),
-            {"o": operation_id},
-        ).scalar_one()
-    )
+UNSURE = frozenset({InternalError.code, AttemptsExhausted.code})
 
 
-def _effect(session: Session, operation_id: UUID) -> Effect:
+def _effect(session: Session, workflow: Workflow, operation: Operation) -> Effect:
     """Read from the ledger where the failed operation left things."""
-    if _has_failed_undo(session, operation_id):
-        return Effect.UNKNOWN
-    undone = session.scalar(
-        select(func.count())
-        .select_from(Step)
-        .where(Step.operation_id == operation_id, Step.state == StepState.UNDONE)
-    )
-    return Effect.ROLLED_BACK if undone else Effect.NOT_STARTED
+    steps = session.execute(
+        select(Step.name, Step.state, Step.failures).where(Step.operation_id == operation.id)
+    ).all()
+    if any(step.state == StepState.UNDONE for step in steps):
+        return Effect.ROLLED_BACK
+    is_unsure = (operation.error or {}).get("code") in UNSURE
+    for step in steps:
+        was_cut_short = step.state == StepState.SKIPPED and step.failures > 0
+        has_failed = step.state == StepState.FAILED and is_unsure
+        if (was_cut_short or has_failed) and not workflow.get_step(step.name).is_harmless:
+            return Effect.UNKNOWN
+    return Effect.NOT_STARTED
 
 
 def roll_forward(session: Session, operation_id: UUID, position: int, turn: RollForward) -> Turn:
@@ -135,18 +149,105 @@ def roll_forward(session: Session, operation_id: UUID, position: int, turn: Roll
 def end_unknown(
     session: Session, workflow: Workflow, operation_id: UUID, error: InnkeeperError
 ) -> Turn:
-    """End an operation whose effect nobody can tell; nothing is undone."""
+    """End an operation whose effect nobody can tell; nothing is undone.
+
+    The steps that would tell stay in the ledger as owed, and are tried on.
+    """
     operation = session.get_one(
         Operation, operation_id, with_for_update=True, populate_existing=True
     )
+    if operation.state.is_final:
+        return Turn.WAIT
     workflow.on_unknown(session, operation)
+    debts.owe(session, operation_id)
+    return _end_in_failure(session, operation, _with_effect(error.to_wire(), Effect.UNKNOWN))
+
+
+def end_overdue(session: Session, workflow: Workflow, operation_id: UUID, limit_s: float) -> Turn:
+    """End an operation that its deadline has not ended: a host that did a part of it is away.
+
+    Args:
+        session: an open transaction.
+        workflow: the operation's.
+        operation_id: the operation.
+        limit_s: the time it had.
+    """
+    operation = session.get_one(
+        Operation, operation_id, with_for_update=True, populate_existing=True
+    )
+    if operation.state.is_final:
+        return Turn.WAIT
+    late = stray_error("deadline", kind=operation.kind, cancelled_by=None, limit_s=limit_s)
+    if operation.is_committed:
+        debts.release_running(session, operation_id)
+        owed = debts.list_unfinished(session, operation_id)
+        if all(workflow.get_step(name).best_effort for name in owed):
+            return _end_in_success(session, workflow, operation)
+        return end_unknown(session, workflow, operation_id, late)
+    debts.turn_all_back(session, operation_id, workflow.undoable)
+    operation.state = OperationState.UNDOING
+    operation.error = operation.error or late.to_wire()
     session.flush()
-    wire = error.with_details().to_wire() | {"effect": Effect.UNKNOWN.value}
-    wire["details"] = {**wire["details"], "effect": Effect.UNKNOWN.value}
-    operations.skip_unfinished(session, operation_id)
-    operations.end_operation(session, operation_id, OperationState.FAILED, error=wire)
-    _record_end(session, operation, OperationState.FAILED, wire)
+    return end_owing(session, workflow, operation_id)
+
+
+def _end_in_success(session: Session, workflow: Workflow, operation: Operation) -> Turn:
+    result = workflow.on_success(session, operation)
+    debts.owe(session, operation.id)
+    session.flush()
+    if operations.end_operation(session, operation.id, OperationState.SUCCEEDED, result=result):
+        _record_end(session, operation, OperationState.SUCCEEDED, None)
     return Turn.ENDED
+
+
+def end_owing(session: Session, workflow: Workflow, operation_id: UUID) -> Turn:
+    """End an operation whose way back cannot be finished now; what is left of it stays owed."""
+    operation = session.get_one(
+        Operation, operation_id, with_for_update=True, populate_existing=True
+    )
+    owed = debts.list_unfinished(session, operation_id)
+    if not owed:
+        return finish_undo(session, workflow, operation_id)
+    if operation.state.is_final:
+        return Turn.WAIT
+    # What only clears away leaves no doubt about the guest itself.
+    is_known = all(workflow.get_step(name).cleans_up_only for name in owed)
+    if is_known:
+        workflow.on_failure(session, operation)
+    else:
+        workflow.on_unknown(session, operation)
+    debts.owe(session, operation_id)
+    effect = Effect.ROLLED_BACK if is_known else Effect.UNKNOWN
+    return _end_in_failure(session, operation, _with_effect(operation.error, effect))
+
+
+def _settle(
+    session: Session, workflow: Workflow, operation: Operation, *, went_forward: bool
+) -> None:
+    """Close the books on an ended operation whose last owed step is done or undone."""
+    if operation.owes_since is None:
+        return
+    operation.owes_since = None
+    instance = session.get(Instance, operation.instance_id, populate_existing=True)
+    if (
+        instance is not None
+        and instance.state == InstanceState.UNKNOWN
+        and instance.epoch == operation.epoch
+    ):
+        instance.state = InstanceState(str(operation.state_before))
+        session.flush()
+        if went_forward:
+            workflow.on_success(session, operation)
+        else:
+            workflow.on_failure(session, operation)
+    record_event(
+        session,
+        "operation.settled",
+        instance_id=operation.instance_id,
+        operation_id=operation.id,
+        data={"kind": operation.kind, "went_forward": went_forward},
+    )
+    session.flush()
 
 
 def stray_error(why: str, *, kind: str, cancelled_by: str | None, limit_s: float) -> InnkeeperError:

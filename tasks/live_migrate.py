@@ -35,7 +35,7 @@ from tasks.choosing import choose_and_claim
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
 from tasks.reconcile import Look, Verdict, decide
-from tasks.spawn import HOST_FAULTS, MOST_HOSTS_TRIED, demand_of
+from tasks.spawn import HOST_FAULTS, MOST_HOSTS_TRIED, demand_of, mark_unknown
 from tasks.workflow import Done, On, RollForward, StepSpec, Workflow
 from virt import sharing
 
@@ -61,7 +61,8 @@ def check_destination(context: StepContext) -> Done:
     sharing.write_probe(directory, context.operation.id)
     context.midway()
     failures = migration_checks.check_on_destination(context)
-    return Done({"failures": failures, "pool": str(directory)})
+    has_files = context.pool.instance_dir(context.instance.id).exists()
+    return Done({"failures": failures, "pool": str(directory), "has_files": has_files})
 
 
 def remove_probe(context: StepContext) -> None:
@@ -346,8 +347,7 @@ def _fail(session: Session, operation: Operation) -> None:
 
 def _give_up_unknown(session: Session, operation: Operation) -> None:
     """Nothing is cleaned up: the record says that it does not know, until both hosts agree."""
-    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    instance.state = InstanceState.UNKNOWN
+    mark_unknown(session, operation)
     set_phase(session, operation, phase="unknown", outcome="failed")
 
 
@@ -389,9 +389,17 @@ def _try_next_host(session: Session, operation: Operation) -> list[PlannedStep] 
 LIVE_MIGRATE = Workflow(
     kind="live_migrate",
     steps=(
-        StepSpec("check_destination", On.DST, check_destination, undo=remove_probe),
-        StepSpec("check_source", On.SRC, check_source),
-        StepSpec("prepare_destination", On.DST, prepare_destination, undo=unprepare_destination),
+        StepSpec(
+            "check_destination", On.DST, check_destination, undo=remove_probe, cleans_up_only=True
+        ),
+        StepSpec("check_source", On.SRC, check_source, is_harmless=True),
+        StepSpec(
+            "prepare_destination",
+            On.DST,
+            prepare_destination,
+            undo=unprepare_destination,
+            cleans_up_only=True,
+        ),
         StepSpec(
             "migrate",
             On.SRC,
@@ -400,8 +408,10 @@ LIVE_MIGRATE = Workflow(
             admit=limit_migrations,
             max_failures=100,
         ),
-        StepSpec("settle_destination", On.DST, settle_destination, max_failures=100),
-        StepSpec("finish_source", On.SRC, finish_source, best_effort=True),
+        StepSpec(
+            "settle_destination", On.DST, settle_destination, max_failures=100, renews="migrate"
+        ),
+        StepSpec("finish_source", On.SRC, finish_source, best_effort=True, cleans_up_only=True),
     ),
     on_success=_succeed,
     on_failure=_fail,

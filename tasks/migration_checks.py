@@ -123,6 +123,17 @@ def check_on_source(context: StepContext, *, is_shared: bool) -> list[Failure]:
 
 
 def _check_storage(context: StepContext, *, is_shared: bool) -> list[Failure]:
+    if not is_shared and context.details["check_destination"].get("has_files"):
+        # An old overlay under a mirrored one would shine through wherever the new one is empty.
+        return [
+            failure(
+                "disk_exists",
+                f"{context.operation.dst_host} has files of this guest already, in pool "
+                f"{context.pool.name}.",
+                "They are left from an earlier move and are removed when its clean-up is done; "
+                "see innkeeper operations for one that still owes it.",
+            )
+        ]
     policy = MigrationPolicy.model_validate(context.operation.params["policy"])
     if policy.handover == Handover.FAST and not (is_shared and context.pool.trusted_coherent):
         return [

@@ -9,6 +9,7 @@ from innkeeper.errors import (
     HypervisorUnavailable,
     InnkeeperError,
     MigrationTimeout,
+    OutcomeUnknown,
 )
 from innkeeper.states import Handover, PowerState, Storage
 from innkeeper.types import InstanceSpec, MigrationPolicy
@@ -64,7 +65,9 @@ def move(context: StepContext) -> dict[str, Any]:
     stats: JobStats | None = None
     view = hypervisor.find_domain(instance_id)
     adopted = False
-    if view is not None and view.power_state in (PowerState.RUNNING, PowerState.PAUSED):
+    if context.is_owed or "src" in context.step.detail:
+        context.note(f"attempt {context.step.key.attempt}: only looks, the guest was sent before")
+    elif view is not None and view.power_state in (PowerState.RUNNING, PowerState.PAUSED):
         running = hypervisor.find_migration_job(instance_id)
         if running is not None:
             adopted = True
@@ -86,10 +89,20 @@ def move(context: StepContext) -> dict[str, Any]:
 
 
 def look_at_source(context: StepContext) -> Look:
-    """Look at the source's domain; one of another epoch is not the one that was sent."""
+    """Look at the source's domain.
+
+    Raises:
+        OutcomeUnknown: there is one, but it is not the one that the record means.
+    """
     view = context.host.hypervisor.find_domain(context.instance.id)
-    if view is None or view.epoch != context.instance.domain_epoch:
+    if view is None:
         return Look(None, has_left=True)
+    if view.epoch != context.instance.domain_epoch:
+        raise OutcomeUnknown(
+            f"The domain on {context.host.name} is of epoch {view.epoch}, the record of "
+            f"{context.instance.domain_epoch}.",
+            {"domain_epoch": view.epoch, "record_epoch": context.instance.domain_epoch},
+        )
     has_left = view.state == STATE_SHUTOFF and view.reason == SHUTOFF_MIGRATED
     return Look(view.power_state, bool(view.has_job), has_left)
 

@@ -71,6 +71,8 @@ def sync_host(
         wishes: list[tuple[str, UUID]] = []
         moves: list[tuple[UUID, InstanceState, InstanceState]] = []
         for change in changes:
+            if change.is_owed:
+                continue
             decision = decide(
                 change.state,
                 change.power_state,

@@ -31,7 +31,7 @@ from innkeeper.errors import (
     OutcomeUnknown,
 )
 from innkeeper.states import StepState
-from models import ledger, operations
+from models import debts, ledger, operations
 from models.instance import Instance
 from models.ledger import ClaimedStep
 from models.operation import Operation, Step
@@ -55,13 +55,11 @@ class Verdict(Enum):
     IGNORE = auto()
 
 
-class NotYet(Exception):
-    """The step's turn has not come; it waits without counting as failed."""
+class Moot(Exception):
+    """What an ended operation still owed has been overtaken: there is nothing to do for it."""
 
-    def __init__(self, waiting_for: str, after_s: float = 1.0) -> None:
-        self.waiting_for = waiting_for
-        self.after_s = after_s
-        super().__init__(waiting_for)
+
+OWED_RETRY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +132,13 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
         # A message on the wrong queue; the right worker is rung again by the sweeper.
         ledger.requeue_step(session, step.key, after_s=0)
         return Verdict.IGNORE
+    if operation.state.is_final:
+        holder = debts.find_holder(session, operation_id)
+        if holder is not None:
+            ledger.requeue_step(
+                session, step.key, after_s=5, waiting_for=f"the guest's {holder} to end"
+            )
+            return Verdict.IGNORE
     if spec.admit is not None and not step.is_undo and not step.was_begun_before:
         waiting_for = spec.admit(session, operation)
         if waiting_for is not None:
@@ -186,7 +191,8 @@ def _run_claimed(engine: Engine, claim: _Claim) -> Verdict:
                     claim.spec.undo(context)
                 crash_point(claim.where, "acted")
                 return _record_undone(engine, claim)
-            if not claim.operation.is_committed and claim.operation.cancel_requested:
+            is_stoppable = not (claim.operation.is_committed or context.is_owed)
+            if is_stoppable and claim.operation.cancel_requested:
                 raise Cancelled(
                     f"The {claim.operation.kind} operation was cancelled.",
                     {"by": claim.operation.cancel_requested_by},
@@ -200,9 +206,8 @@ def _run_claimed(engine: Engine, claim: _Claim) -> Verdict:
             return Verdict.IGNORE
         except RollForward as turn:
             return _record_roll_forward(engine, claim, turn)
-        except NotYet as exc:
-            _requeue(engine, claim, after_s=exc.after_s, waiting_for=exc.waiting_for)
-            return Verdict.IGNORE
+        except Moot as exc:
+            return _record_moot(engine, claim, str(exc))
         except InnkeeperError as exc:
             return _record_failure(engine, claim, exc)
         except DBAPIError:
@@ -231,13 +236,22 @@ def _refuse_if_hopeless(claim: _Claim) -> None:
 
 
 def _check_epoch(database: Database, claim: _Claim) -> None:
-    """Look again under the guest's lock: a ghost that waited for it must not go on."""
-    epoch = database.run(lambda session: ledger.find_epoch_if_owned(session, claim.step.key))
-    if epoch != claim.operation.epoch:
+    """Look again under the guest's lock: a ghost that waited for it must not go on.
+
+    Raises:
+        LeaseLost: the step or the guest is another's.
+        Moot: the guest has gone on, and what is owed here is no longer there to be done.
+    """
+    seen = database.run(lambda session: ledger.find_placement_if_owned(session, claim.step.key))
+    if seen is not None and seen.epoch == claim.operation.epoch:
+        return
+    if seen is None or not claim.operation.state.is_final or seen.is_held:
         raise LeaseLost(
             "Another worker or another operation has taken the guest since.",
-            {"epoch": epoch, "operation_epoch": claim.operation.epoch},
+            {"epoch": seen and seen.epoch, "operation_epoch": claim.operation.epoch},
         )
+    if not claim.spec.cleans_up_only or seen.host == claim.step.host:
+        raise Moot("the guest has been placed anew since")
 
 
 def _record_done(engine: Engine, claim: _Claim, done: Done) -> Verdict:
@@ -285,12 +299,14 @@ def _record_roll_forward(engine: Engine, claim: _Claim, turn: RollForward) -> Ve
     return Verdict.IGNORE
 
 
-def _requeue(engine: Engine, claim: _Claim, *, after_s: float, waiting_for: str | None) -> None:
-    engine.database.run(
-        lambda session: ledger.requeue_step(
-            session, claim.step.key, after_s=after_s, waiting_for=waiting_for
-        )
-    )
+def _record_moot(engine: Engine, claim: _Claim, why: str) -> Verdict:
+    def note(session: Session) -> None:
+        ledger.append_log(session, claim.step.key, f"not needed any more: {why}")
+
+    engine.database.run(note)
+    if claim.step.is_undo:
+        return _record_undone(engine, claim)
+    return _record_done(engine, claim, Done())
 
 
 def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Verdict:
@@ -306,15 +322,9 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
             or session.get_one(Operation, claim.operation.id, populate_existing=True).is_committed
         )
         if isinstance(error, OutcomeUnknown):
+            _look_again(session, claim, error)
             if operations.is_past_deadline(session, claim.operation.id):
-                ledger.fail_step(session, claim.step.key, error.to_wire())
                 return endings.end_unknown(session, claim.workflow, claim.operation.id, error)
-            ledger.requeue_step(
-                session,
-                claim.step.key,
-                after_s=backoff_s(claim.step.failures, error),
-                waiting_for=f"both hosts to agree: {error.message}",
-            )
             return endings.Turn.WAIT
         wants_retry = error.retryable or claim.step.is_undo or committed_now
         if isinstance(error, HypervisorUnavailable) and claim.workflow.waits_for_host:
@@ -330,11 +340,15 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
                 error=error.to_wire(),
             )
             return endings.Turn.WAIT
-        ledger.fail_step(session, claim.step.key, error.to_wire())
-        if claim.step.is_undo:
-            return endings.finish_undo(session, claim.workflow, claim.operation.id)
-        if committed_now and not claim.spec.best_effort:
+        if claim.step.is_undo or (committed_now and not claim.spec.best_effort):
+            # There is no way but this one: it is tried on, also after the operation has ended.
+            ledger.requeue_step(
+                session, claim.step.key, after_s=OWED_RETRY_S, error=error.to_wire()
+            )
+            if claim.step.is_undo:
+                return endings.end_owing(session, claim.workflow, claim.operation.id)
             return endings.end_unknown(session, claim.workflow, claim.operation.id, error)
+        ledger.fail_step(session, claim.step.key, error.to_wire())
         if claim.spec.best_effort:
             ended = endings.advance(
                 session, claim.workflow, claim.operation.id, claim.step.key.position
@@ -355,6 +369,19 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
     crash_point(claim.where, "failed")
     _follow(engine, claim.operation.id, turn)
     return Verdict.IGNORE
+
+
+def _look_again(session: Session, claim: _Claim, error: OutcomeUnknown) -> None:
+    """Wait, and then have both hosts looked at, not only this one."""
+    after_s = backoff_s(claim.step.failures, error)
+    ledger.requeue_step(
+        session,
+        claim.step.key,
+        after_s=after_s,
+        waiting_for=f"both hosts to agree: {error.message}",
+    )
+    if claim.spec.renews is not None:
+        ledger.reopen_step(session, claim.operation.id, name=claim.spec.renews, after_s=after_s)
 
 
 def _follow(engine: Engine, operation_id: UUID, turn: endings.Turn) -> None:

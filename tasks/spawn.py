@@ -278,6 +278,13 @@ def _fail(session: Session, operation: Operation) -> None:
     )
 
 
+def mark_unknown(session: Session, operation: Operation) -> None:
+    """Write that nobody can tell at the moment what of the guest is there, and where."""
+    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
+    instance.state = InstanceState.UNKNOWN
+    instance.fault = operation.error
+
+
 HOST_FAULTS = frozenset({HostUnsuitable.code, HypervisorUnavailable.code})
 MOST_HOSTS_TRIED = 3
 
@@ -318,15 +325,16 @@ def _try_next_host(session: Session, operation: Operation) -> list[PlannedStep] 
 SPAWN = Workflow(
     kind="spawn",
     steps=(
-        StepSpec("fetch_image", On.DST, fetch_image, admit=limit_builds),
+        StepSpec("fetch_image", On.DST, fetch_image, admit=limit_builds, is_harmless=True),
         StepSpec("create_disks", On.DST, create_disks, undo=remove_disks),
-        StepSpec("render_xml", On.DST, render_xml),
+        StepSpec("render_xml", On.DST, render_xml, is_harmless=True),
         StepSpec("define_domain", On.DST, define_domain, undo=remove_domain),
         StepSpec("start_domain", On.DST, start_domain),
         StepSpec("wait_boot", On.DST, wait_boot),
     ),
     on_success=_succeed,
     on_failure=_fail,
+    on_unknown=mark_unknown,
     replan=_try_next_host,
     waits_for_host=False,
 )

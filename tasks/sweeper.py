@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models import sweep
+from models.debts import Overdue, list_overdue
 from models.session import Database
 from tasks import endings
 from tasks.bells import Bells
@@ -19,6 +20,8 @@ from tasks.workflow import Workflows
 log = structlog.get_logger(__name__)
 
 GRACE_S = 3.0
+# Long enough for a way back on hosts that are there; every operation ends 30 s after its deadline.
+OVERDUE_GRACE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         bells: to ring.
     """
     turned_back = 0
+    for overdue in database.run(lambda session: list_overdue(session, grace_s=OVERDUE_GRACE_S)):
+        turn = database.run(partial(_end_overdue, workflows=workflows, overdue=overdue))
+        if turn is endings.Turn.ENDED:
+            bells.publish_outcome(overdue.operation_id)
     for stray in database.run(sweep.list_strayed):
         crash_point("sweep", "turning")
         turn = database.run(partial(_turn_back, workflows=workflows, stray=stray))
@@ -52,10 +59,16 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         crash_point("sweep", "ringing")
         log.info("ringing again", operation=str(bell.operation_id), position=bell.position)
         bells.ring(bell.operation_id)
+    bells.restore_outcomes()
     unpublished = database.run(sweep.list_unpublished_outcomes)
     for operation_id in unpublished:
         bells.publish_outcome(operation_id)
     return SweepReport(len(due), turned_back, len(unpublished))
+
+
+def _end_overdue(session: Session, *, workflows: Workflows, overdue: Overdue) -> endings.Turn:
+    workflow = workflows[overdue.kind]
+    return endings.end_overdue(session, workflow, overdue.operation_id, overdue.limit_s)
 
 
 def _turn_back(session: Session, *, workflows: Workflows, stray: sweep.Strayed) -> endings.Turn:

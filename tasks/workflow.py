@@ -62,6 +62,10 @@ class StepSpec:
         admit: asked in the claim's transaction; a sentence means «not yet», and why.
         best_effort: its failure is noted and does not fail the operation.
         max_failures: how often it may fail or lose its worker before it fails for good.
+        is_harmless: leaves nothing that is the guest's, however it ends.
+        cleans_up_only: its undo (or, of a best-effort step, itself) only removes what bears this
+            operation's mark, so the guest may go on while it is still owed.
+        renews: name of an earlier step whose look is made anew when the outcome is unclear.
     """
 
     name: str
@@ -71,6 +75,9 @@ class StepSpec:
     admit: Callable[[Session, Operation], str | None] | None = None
     best_effort: bool = False
     max_failures: int = 5
+    is_harmless: bool = False
+    cleans_up_only: bool = False
+    renews: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,8 @@ class Workflow:
         steps: in order.
         on_success: settles the guest in the ending transaction; returns the operation's result.
         on_failure: settles the guest after everything was undone.
-        on_unknown: writes down that nobody knows where the guest is; nothing was cleaned up.
+        on_unknown: writes down that nobody knows where the guest is, or whether it is; the
+            steps that would tell are owed.
         replan: may answer a failure with fresh steps on another host; None to give up.
         waits_for_host: whether a host whose libvirt is away is waited for until the deadline;
             False where another host can do the work as well.

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import structlog
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
+from sqlalchemy.orm import Session
 
-from models import ledger
+from models import ledger, sweep
 from tasks.runner import Engine
 
 log = structlog.get_logger(__name__)
@@ -68,15 +70,24 @@ def run_worker(
     return int(worker.exitcode or 0)
 
 
+def _list_unheard(session: Session, engine: Engine) -> set[UUID]:
+    """Return operations whose message the predecessor may have taken to its grave."""
+    if engine.services is not None:
+        return set(sweep.list_bells_of_host(session, engine.services.name))
+    return {bell.operation_id for bell in sweep.take_due_bells(session, grace_s=0)}
+
+
 def adopt_predecessors_steps(engine: Engine, *, node: str) -> None:
-    """Begin again, at once, what this node's dead predecessor had in hand.
+    """Begin again, at once, what this node's dead predecessor had in hand or was about to ring.
 
     Safe because two workers of one node never live at once: see ``node_lock``.
     """
     owner = engine.leases.owner
-    orphans = engine.database.run(
-        lambda session: ledger.release_predecessors(session, node=node, owner=owner)
-    )
-    for operation_id, _ in orphans:
+
+    def find(session: Session) -> set[UUID]:
+        held = ledger.release_predecessors(session, node=node, owner=owner)
+        return {operation_id for operation_id, _ in held} | _list_unheard(session, engine)
+
+    for operation_id in engine.database.run(find):
         log.info("adopting", operation=str(operation_id))
         engine.bells.ring(operation_id)

@@ -174,6 +174,7 @@ class OperationView(View):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     deadline_at: datetime | None = None
+    owes_since: datetime | None = None
     steps: list[StepView] = Field(default_factory=list)
 
 

@@ -73,6 +73,11 @@ def _circumstances(view: OperationView) -> Iterator[str]:
     elif view.deadline_at:
         times += f", deadline {view.deadline_at:%H:%M:%S}"
     yield times
+    if view.owes_since:
+        yield (
+            f"ended while a host was away; the unfinished steps are owed since "
+            f"{view.owes_since:%Y-%m-%d %H:%M:%S} and are made up for when it is back"
+        )
     if view.cancel_requested:
         yield "somebody asked for it to be cancelled"
     if not view.state.is_final:
