@@ -260,3 +260,19 @@ def test_a_fast_handover_on_a_locked_shared_pool(
     spawn_on(client, name, a, {**boot_guest, "pool": "shared"})
     assert client.migrate(name, dst=b, handover="fast").wait(60)["handover"] == "fast"
     assert_only_on(lab, name, b)
+
+
+def test_files_of_the_guest_on_the_destination_refuse_a_block_migration(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+) -> None:
+    """What an old overlay holds would shine through wherever the new one is empty."""
+    a, b = lab.hosts[:2]
+    instance = spawn_on(client, name, a, boot_guest)
+    old = f"/var/lib/innkeeper/instances/{instance['id']}/root.qcow2"
+    lab.exec(b, ["install", "-D", "/dev/null", old])
+    with pytest.raises(PrecheckFailed) as refused:
+        client.migrate(name, dst=b).wait(60)
+    assert [f["code"] for f in refused.value.details["failures"]] == ["check_disk_exists"]
+    assert files_of(lab, b, instance["id"]) == [old.rsplit("/", 1)[0], old]
+    lab.exec(b, ["rm", "-r", old.rsplit("/", 1)[0]])
+    assert client.migrate(name, dst=b).wait(60)["host"] == b
