@@ -189,7 +189,7 @@ def build_documented_app() -> Celery:
     def no_engine() -> Any:
         raise RuntimeError("the documentation runs no task")
 
-    register_everything(app, no_engine, settings)
+    register_everything(app, no_engine)
     return app
 
 

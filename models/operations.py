@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import Busy, NotFound, StateConflict
 from innkeeper.states import InstanceState, OperationState, StepState
 from models.instance import Instance
+from models.ledger import StepKey, assert_owned
 from models.operation import Operation, OperationAlias, Step
 
 
@@ -330,6 +331,30 @@ def write_progress(
         {"id": operation_id, "progress": json.dumps(progress, default=str)},
     ).one()
     return bool(row[0]), bool(row[1])
+
+
+def commit_unless_cancelled(session: Session, key: StepKey) -> bool:
+    """Set an operation's point of no return, in one statement with the question for a cancel.
+
+    Args:
+        session: an open transaction.
+        key: the step that asks; it must still be the asker's.
+
+    Returns:
+        True when a cancel came first; nothing was set then.
+
+    Raises:
+        LeaseLost: the step is another worker's.
+    """
+    assert_owned(session, key)
+    is_cancelled = session.execute(
+        text(
+            "UPDATE operations SET is_committed = NOT cancel_requested WHERE id = :o "
+            "RETURNING cancel_requested"
+        ),
+        {"o": key.operation_id},
+    ).scalar_one()
+    return bool(is_cancelled)
 
 
 def request_cancel(session: Session, operation_id: UUID, *, requested_by: str | None) -> Operation:

@@ -24,15 +24,16 @@ from tasks.workflow import queue_for
 SWEEP = "innkeeper.sweep"
 FAN_OUT_POWER_SYNC = "innkeeper.power.fan_out"
 SYNC_POWER = "innkeeper.power.sync_host"
+# A transfer that nobody has taken up again for a day is not taken up any more.
+ABANDONED_S = 86_400.0
 
 
-def register_chores(app: Celery, engine: Callable[[], Engine], *, sync_interval_s: float) -> None:
+def register_chores(app: Celery, engine: Callable[[], Engine]) -> None:
     """Register the periodic tasks.
 
     Args:
         app: the Celery application.
         engine: returns this process's engine.
-        sync_interval_s: a sync that was not begun within this time is worthless and expires.
     """
 
     def sweep(**_: Any) -> dict[str, int]:
@@ -68,7 +69,6 @@ def register_chores(app: Celery, engine: Callable[[], Engine], *, sync_interval_
             app.send_task(
                 SYNC_POWER,
                 queue=queue_for(name),
-                expires=sync_interval_s,
                 ignore_result=True,
                 kwargsrepr=name,
             )
@@ -112,12 +112,16 @@ def sync_this_host(engine: Engine, request_verb: RequestVerb) -> dict[str, int]:
         return len(drifted)
 
     healed = engine.database.run(heal)
+    pruned = sum(
+        pool.images.prune_partials(older_than_s=ABANDONED_S) for pool in services.pools.values()
+    )
     return {
         "domains": report.domains,
         "changed": report.changed,
         "settled": report.settled,
         "requested": report.requested,
         "claims_healed": healed,
+        "partials_pruned": pruned,
     }
 
 

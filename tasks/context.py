@@ -14,7 +14,7 @@ from models import ledger
 from models.instance import Instance
 from models.ledger import ClaimedStep
 from models.operation import Operation
-from models.operations import write_progress
+from models.operations import commit_unless_cancelled, write_progress
 from models.session import Database
 from tasks.crashpoints import crash_point
 from tasks.leases import HeldLease
@@ -159,6 +159,24 @@ class StepContext:
         )
         self.lease.tell(cancel_requested=cancel, is_past_deadline=late)
         self.checkpoint()
+
+    def go_through(self) -> None:
+        """Pass the point of no return: from here neither a cancel nor the deadline stops the step.
+
+        What is half done and cannot be undone must be finished, also by a later attempt.
+
+        Raises:
+            Cancelled: somebody has asked for it before.
+            LeaseLost: the step is another worker's.
+        """
+        if self.operation.is_committed:
+            return
+        is_cancelled = self.database.run(
+            lambda session: commit_unless_cancelled(session, self.step.key)
+        )
+        if is_cancelled:
+            raise Cancelled(f"The {self.operation.kind} operation was cancelled.")
+        self.operation.is_committed = True
 
     def midway(self) -> None:
         """Mark a point in the middle of the step's effect, where tests let the process die."""

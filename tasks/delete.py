@@ -14,7 +14,7 @@ from models.operation import Operation
 from models.queries import view_settled
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed
-from tasks.power_verbs import keep_state
+from tasks.unsettled import keep_state, mark_unknown
 from tasks.workflow import Done, On, StepSpec, Workflow
 
 
@@ -30,6 +30,7 @@ def destroy_domain(context: StepContext) -> Done:
     hypervisor = context.host.hypervisor
     view = hypervisor.find_domain(context.instance.id)
     if view is None:
+        context.go_through()
         return Done({"found": False})
     if view.epoch != context.instance.domain_epoch:
         raise StaleDomain(
@@ -37,6 +38,7 @@ def destroy_domain(context: StepContext) -> Done:
             f"{context.instance.domain_epoch}; it is not touched.",
             {"domain_epoch": view.epoch, "record_epoch": context.instance.domain_epoch},
         )
+    context.go_through()
     hypervisor.ensure_destroyed(context.instance.id)
     context.midway()
     hypervisor.ensure_undefined(context.instance.id)
@@ -75,4 +77,6 @@ DELETE = Workflow(
     ),
     on_success=_succeed,
     on_failure=keep_state,
+    on_unknown=mark_unknown,
+    may_fail_late=True,
 )

@@ -180,10 +180,7 @@ def end_overdue(session: Session, workflow: Workflow, operation_id: UUID, limit_
     late = stray_error("deadline", kind=operation.kind, cancelled_by=None, limit_s=limit_s)
     if operation.is_committed:
         debts.release_running(session, operation_id)
-        owed = debts.list_unfinished(session, operation_id)
-        if all(workflow.get_step(name).best_effort for name in owed):
-            return _end_in_success(session, workflow, operation)
-        return end_unknown(session, workflow, operation_id, late)
+        return end_early(session, workflow, operation_id, late)
     debts.turn_all_back(session, operation_id, workflow.undoable)
     operation.state = OperationState.UNDOING
     operation.error = operation.error or late.to_wire()
@@ -191,7 +188,18 @@ def end_overdue(session: Session, workflow: Workflow, operation_id: UUID, limit_
     return end_owing(session, workflow, operation_id)
 
 
-def _end_in_success(session: Session, workflow: Workflow, operation: Operation) -> Turn:
+def end_early(
+    session: Session, workflow: Workflow, operation_id: UUID, error: InnkeeperError
+) -> Turn:
+    """End an operation that has no way back before all its steps are done; the rest is owed."""
+    operation = session.get_one(
+        Operation, operation_id, with_for_update=True, populate_existing=True
+    )
+    if operation.state.is_final:
+        return Turn.WAIT
+    owed = debts.list_unfinished(session, operation_id)
+    if not all(workflow.get_step(name).best_effort for name in owed):
+        return end_unknown(session, workflow, operation_id, error)
     result = workflow.on_success(session, operation)
     debts.owe(session, operation.id)
     session.flush()

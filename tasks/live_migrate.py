@@ -35,7 +35,8 @@ from tasks.choosing import choose_and_claim
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
 from tasks.reconcile import Look, Verdict, decide
-from tasks.spawn import HOST_FAULTS, MOST_HOSTS_TRIED, demand_of, mark_unknown
+from tasks.spawn import HOST_FAULTS, MOST_HOSTS_TRIED, demand_of
+from tasks.unsettled import mark_unknown
 from tasks.workflow import Done, On, RollForward, StepSpec, Workflow
 from virt import sharing
 

@@ -14,6 +14,7 @@ from models.instance import Instance
 from models.operation import Operation
 from models.queries import view_settled
 from tasks.context import StepContext
+from tasks.unsettled import keep_state, mark_unknown
 from tasks.workflow import Done, On, StepSpec, Workflow
 from virt.views import DomainView
 
@@ -53,6 +54,7 @@ def start_guest(context: StepContext) -> Done:
     Retries: while libvirt is out of reach.
     """
     get_current_domain(context)
+    context.go_through()
     context.midway()
     context.host.hypervisor.ensure_started(context.instance.id)
     return Done()
@@ -72,6 +74,7 @@ def stop_guest(context: StepContext) -> Done:
         return Done({"how": "already off"})
     if not policy.force and _shut_down_politely(context, policy.grace_s):
         return Done({"how": "acpi"})
+    context.go_through()
     context.host.hypervisor.ensure_destroyed(context.instance.id)
     context.midway()
     if get_current_domain(context).power_state not in OFF:
@@ -106,14 +109,13 @@ def reboot_guest(context: StepContext) -> Done:
     """
     policy = RebootPolicy.model_validate(context.operation.params["policy"])
     get_current_domain(context)
-    how = "hard"
-    if policy.kind == "soft" and _shut_down_politely(context, policy.grace_s):
-        how = "soft"
-    else:
+    is_off = policy.kind == "soft" and _shut_down_politely(context, policy.grace_s)
+    context.go_through()
+    if not is_off:
         context.host.hypervisor.ensure_destroyed(context.instance.id)
     context.midway()
     context.host.hypervisor.ensure_started(context.instance.id)
-    return Done({"how": how})
+    return Done({"how": "soft" if is_off else "hard"})
 
 
 def _settle_as(
@@ -128,26 +130,27 @@ def _settle_as(
     return settle
 
 
-def keep_state(session: Session, operation: Operation) -> None:
-    """Leave the guest's state as it was; the next look at the host corrects it if need be."""
-    del session, operation
-
-
 START = Workflow(
     kind="start",
     steps=(StepSpec("start_guest", On.DST, start_guest),),
     on_success=_settle_as(InstanceState.ACTIVE, PowerState.RUNNING),
     on_failure=keep_state,
+    on_unknown=mark_unknown,
+    may_fail_late=True,
 )
 STOP = Workflow(
     kind="stop",
     steps=(StepSpec("stop_guest", On.DST, stop_guest),),
     on_success=_settle_as(InstanceState.STOPPED, PowerState.SHUTDOWN),
     on_failure=keep_state,
+    on_unknown=mark_unknown,
+    may_fail_late=True,
 )
 REBOOT = Workflow(
     kind="reboot",
     steps=(StepSpec("reboot_guest", On.DST, reboot_guest),),
     on_success=_settle_as(InstanceState.ACTIVE, PowerState.RUNNING),
     on_failure=keep_state,
+    on_unknown=mark_unknown,
+    may_fail_late=True,
 )

@@ -326,7 +326,8 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
             if operations.is_past_deadline(session, claim.operation.id):
                 return endings.end_unknown(session, claim.workflow, claim.operation.id, error)
             return endings.Turn.WAIT
-        wants_retry = error.retryable or claim.step.is_undo or committed_now
+        has_no_way_back = committed_now and not claim.workflow.may_fail_late
+        wants_retry = error.retryable or claim.step.is_undo or has_no_way_back
         if isinstance(error, HypervisorUnavailable) and claim.workflow.waits_for_host:
             ledger.requeue_step(
                 session, claim.step.key, after_s=1.0, waiting_for=f"libvirt on {error.host}"
@@ -340,20 +341,15 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
                 error=error.to_wire(),
             )
             return endings.Turn.WAIT
-        if claim.step.is_undo or (committed_now and not claim.spec.best_effort):
+        if claim.step.is_undo or has_no_way_back:
             # There is no way but this one: it is tried on, also after the operation has ended.
             ledger.requeue_step(
                 session, claim.step.key, after_s=OWED_RETRY_S, error=error.to_wire()
             )
             if claim.step.is_undo:
                 return endings.end_owing(session, claim.workflow, claim.operation.id)
-            return endings.end_unknown(session, claim.workflow, claim.operation.id, error)
+            return endings.end_early(session, claim.workflow, claim.operation.id, error)
         ledger.fail_step(session, claim.step.key, error.to_wire())
-        if claim.spec.best_effort:
-            ended = endings.advance(
-                session, claim.workflow, claim.operation.id, claim.step.key.position
-            )
-            return endings.Turn.ENDED if ended else endings.Turn.RING
         return endings.turn_back(session, claim.workflow, claim.operation.id, error)
 
     def record_and_pass(session: Session) -> endings.Turn:

@@ -23,6 +23,7 @@ from tasks.context import StepContext
 from tasks.guest_domain import describe_domain
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
 from tasks.placement import Demand
+from tasks.unsettled import mark_unknown
 from tasks.workflow import Done, On, StepSpec, Workflow
 from virt import disks
 from virt.boot import wait_for_boot
@@ -276,13 +277,6 @@ def _fail(session: Session, operation: Operation) -> None:
             host=operation.dst_host,
         )
     )
-
-
-def mark_unknown(session: Session, operation: Operation) -> None:
-    """Write that nobody can tell at the moment what of the guest is there, and where."""
-    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    instance.state = InstanceState.UNKNOWN
-    instance.fault = operation.error
 
 
 HOST_FAULTS = frozenset({HostUnsuitable.code, HypervisorUnavailable.code})

@@ -26,6 +26,9 @@ def create_overlay(
 ) -> bool:
     """Make an empty qcow2 over a backing file, unless just that is there already.
 
+    Half-made ones of a process that died are removed; the caller sees to it that no other is at
+    work on the same path.
+
     Args:
         path: absolute; its directory is made when missing.
         backing_path: absolute; must exist.
@@ -42,6 +45,8 @@ def create_overlay(
         _require_same(path, backing_path, backing_format, size_bytes)
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
+    for half_made in path.parent.glob(f".{path.name}.*"):
+        half_made.unlink(missing_ok=True)
     own = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         backing = ["-F", backing_format, "-b", str(backing_path)]

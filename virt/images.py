@@ -11,11 +11,11 @@ Below its root::
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import get_args
 
 import structlog
@@ -195,11 +195,16 @@ class ImageCache:
         return freed
 
     def prune_partials(self, older_than_s: float) -> int:
-        """Remove what broken transfers left behind a while ago; return how many there were."""
+        """Remove what broken transfers left behind a while ago; return how many there were.
+
+        Ages are told by the file system's own clock: this host's may be off by hours.
+        """
         removed = 0
+        with NamedTemporaryFile(dir=self.root / ".locks") as fresh:
+            now_s = os.stat(fresh.name).st_mtime
         for path in (self.root / ".partial").iterdir():
             with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > older_than_s:
+                if now_s - path.stat().st_mtime > older_than_s:
                     path.unlink()
                     removed += 1
         return removed

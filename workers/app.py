@@ -60,7 +60,7 @@ def build_app(settings: Settings, *, node: str) -> Celery:
         # The threads pool cannot cancel; the lease decides who may go on.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         # A shelve file is corrupted by kill -9; nothing needs to be remembered between beats.
-        beat_scheduler="celery.beat:Scheduler",
+        beat_scheduler="workers.beat:CalmScheduler",
         beat_max_loop_interval=1,
         beat_schedule=_schedule(settings),
         timezone="UTC",
@@ -89,12 +89,12 @@ def _schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         "sweep": {
             "task": SWEEP,
             "schedule": settings.sweep_interval_s,
-            "options": {"queue": "control", "expires": settings.sweep_interval_s * 2},
+            "options": {"queue": "control"},
         },
         "power-sync": {
             "task": FAN_OUT_POWER_SYNC,
             "schedule": settings.power_sync_interval_s,
-            "options": {"queue": "control", "expires": settings.power_sync_interval_s},
+            "options": {"queue": "control"},
         },
     }
 

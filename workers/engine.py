@@ -47,12 +47,12 @@ def build_engine(
         bells=Bells(app, database),
         services=services,
     )
-    register_everything(app, lambda: engine, settings)
+    register_everything(app, lambda: engine)
     return app, engine
 
 
-def register_everything(app: Celery, engine: Callable[[], Engine], settings: Settings) -> None:
+def register_everything(app: Celery, engine: Callable[[], Engine]) -> None:
     """Register every task of this release with an application."""
     register_tasks(app, engine)
-    register_chores(app, engine, sync_interval_s=settings.power_sync_interval_s)
+    register_chores(app, engine)
     app.finalize()

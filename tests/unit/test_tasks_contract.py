@@ -17,7 +17,7 @@ NAMES = Path(__file__).parent / "task_names.txt"
 def registered_names() -> set[str]:
     app = Celery("names", set_as_current=False)
     register_tasks(app, lambda: None)  # type: ignore[arg-type, return-value]
-    register_chores(app, lambda: None, sync_interval_s=1)  # type: ignore[arg-type, return-value]
+    register_chores(app, lambda: None)  # type: ignore[arg-type, return-value]
     return {name for name in app.tasks if name.startswith("innkeeper.")}
 
 

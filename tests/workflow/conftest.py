@@ -1,20 +1,20 @@
 """A client of the running lab, guests with names of their own, and looks at what is left."""
 
-import contextlib
 import json
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from innkeeper import Innkeeper
-from innkeeper.errors import NotFound
+from innkeeper.errors import Busy, NotFound, ServiceError, StateConflict
 from lab.handle import Lab
 from models.session import Database
+from tests.crash_directory import CrashDirectory
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -33,15 +33,51 @@ def records(lab: Lab) -> Iterator[Database]:
     database.dispose()
 
 
+@pytest.fixture(autouse=True)
+def whole_lab(client: Innkeeper, lab: Lab, crash: CrashDirectory) -> None:
+    """Begin with everything alive, whatever an earlier test has left or has just brought back."""
+    crash.clear()
+    lab.heal()
+    revive(lab)
+
+    def takes_guests() -> bool:
+        try:
+            return all(host.is_up and host.is_enabled for host in client.hosts())
+        except ServiceError:
+            # Control has just been started and is not listening yet.
+            return False
+
+    wait_until(takes_guests, what="every host takes guests")
+
+
 @pytest.fixture
-def name(client: Innkeeper, lab: Lab) -> Iterator[str]:
+def name(client: Innkeeper, lab: Lab, crash: CrashDirectory) -> Iterator[str]:
     """A guest's name; the guest is deleted afterwards, and every role is brought back first."""
     chosen = f"t-{uuid.uuid4().hex[:8]}"
     yield chosen
+    crash.clear()
     lab.heal()
     revive(lab)
-    with contextlib.suppress(NotFound):
-        client.delete(chosen).wait(60)
+    remove(client, chosen)
+
+
+def remove(client: Innkeeper, name: str) -> None:
+    """Delete a guest, if it is there, with what a failed test may have left under way."""
+
+    def is_gone() -> bool:
+        try:
+            client.delete(name).wait(2 * PATIENCE_S)
+        except NotFound:
+            pass
+        except (Busy, StateConflict):
+            # The latter: it is not known yet where the guest is.
+            for view in client.operations(active=True):
+                if view.instance_name == name:
+                    client.operation(view.id).cancel()
+            return False
+        return True
+
+    wait_until(is_gone, timeout_s=3 * PATIENCE_S, what=f"{name} is deleted")
 
 
 @pytest.fixture
@@ -88,16 +124,6 @@ def files_of(lab: Lab, host: str, instance_id: str) -> list[str]:
         ["find", "/var/lib/innkeeper", "/srv/innkeeper-shared", "-path", f"*{instance_id}*"],
     )
     return sorted(found.stdout.split())
-
-
-def wait_until(truth: Callable[[], bool], *, timeout_s: float = 15, what: str = "") -> float:
-    """Wait for something to become true; return the seconds it took."""
-    started = time.monotonic()
-    while not truth():
-        if time.monotonic() - started > timeout_s:
-            pytest.fail(f"not within {timeout_s} s: {what}")
-        time.sleep(0.02)
-    return time.monotonic() - started
 
 
 def assert_nothing_left(lab: Lab, records: Database, instance_id: str) -> None:

@@ -178,16 +178,44 @@ def test_a_stop_on_a_lost_host_says_whether_it_was_begun(
 ) -> None:
     host = lab.hosts[0]
     spawn(host)
-    point = "stop.stop_guest:acted"
-    crash.arm_kill(point)
-    begun = client.stop(name, force=True)
-    kill_at(lab, crash, point, host)
-    assert fail_by_deadline(records, begun).effect == "unknown"
-    waiting = client.stop(name)
+    lab.kill(f"worker:{host}")
+    waiting = client.stop(name, force=True)
     wait_until(
         lambda: [view.id for view in client.operations(active=True)] == [waiting.id],
         what="the stop is accepted",
     )
     assert fail_by_deadline(records, waiting).effect == "not_started"
+    assert client.instance(name).state == "active"
     lab.start(f"worker:{host}")
-    wait_until(lambda: client.instance(name).state == "stopped", what="the record follows")
+    point = "stop.stop_guest:acted"
+    crash.arm_kill(point)
+    begun = client.stop(name, force=True)
+    kill_at(lab, crash, point, host)
+    assert fail_by_deadline(records, begun).effect == "unknown"
+    assert client.instance(name).state == "unknown"
+    lab.start(f"worker:{host}")
+    wait_settled(client, begun.id)
+    record = client.instance(name)
+    assert (record.state, record.power_state) == ("stopped", "shutdown")
+
+
+@pytest.mark.parametrize("verb", ["delete", "stop", "reboot", "start"])
+def test_a_cancel_comes_too_late_for_what_cannot_be_undone(
+    client: Innkeeper, lab: Lab, name: str, crash: CrashDirectory, spawn: Spawn, verb: str
+) -> None:
+    """Half a delete would be neither the guest nor its absence."""
+    host = lab.hosts[0]
+    spawn(host)
+    if verb == "start":
+        client.stop(name, force=True).wait(60)
+    step = {"delete": "destroy_domain"}.get(verb, f"{verb}_guest")
+    point = f"{verb}.{step}:inside"
+    crash.arm_kill(point)
+    fields: dict[str, Any] = {"stop": {"force": True}, "reboot": {"kind": "hard"}}.get(verb, {})
+    operation = getattr(client, verb)(name, **fields)
+    kill_at(lab, crash, point, host)
+    operation.cancel()
+    lab.start(f"worker:{host}")
+    assert operation.wait(60)["state"] == {"delete": "deleted", "stop": "stopped"}.get(
+        verb, "active"
+    )
