@@ -15,9 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lab import environment, launch, protocol
+from lab import environment, errors, launch, protocol
 from lab.description import Description
 from lab.layout import Layout
+
+_SUPERVISOR_REAPED_S = 10.0
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Lab:
 
     def status(self) -> dict[str, Any]:
         """Return the roles with their processes, and the cuts of the network."""
-        status: dict[str, Any] = protocol.call(self.layout.control_socket, "status")
+        status: dict[str, Any] = self._call("status")
         return status
 
     def role(self, name: str) -> dict[str, Any]:
@@ -108,11 +110,13 @@ class Lab:
 
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> dict[str, Any]:
         """Signal the process of a role (or ``qemu:HOST:DOMAIN``); wait for its end if it ends."""
-        return self._call("kill", role=role, signal=int(number))
+        killed: dict[str, Any] = self._call("kill", role=role, signal=int(number))
+        return killed
 
     def start(self, role: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Start a role's process and wait until it is ready; nothing happens if it runs."""
-        return self._call("start", role=role, env=dict(env or {}))
+        started: dict[str, Any] = self._call("start", role=role, env=dict(env or {}))
+        return started
 
     def cut(self, a: str, b: str, *, one_way: bool = False, port: int | None = None) -> None:
         """Drop packets between two hosts, or a host and ``services``.
@@ -123,12 +127,12 @@ class Lab:
             one_way: drop only what goes from ``a`` to ``b``.
             port: drop only TCP from or to this port.
         """
-        protocol.call(self.layout.control_socket, "cut", a=a, b=b, one_way=one_way, port=port)
+        self._call("cut", a=a, b=b, one_way=one_way, port=port)
 
     def heal(self, a: str | None = None, b: str | None = None) -> None:
         """Undo the cuts between two members of the network, or all cuts."""
         pair = [a, b] if a is not None and b is not None else None
-        protocol.call(self.layout.control_socket, "heal", pair=pair)
+        self._call("heal", pair=pair)
 
     def host_command(self, host: str, argv: Sequence[str]) -> list[str]:
         """Return the command that runs ``argv`` in a host's namespaces."""
@@ -153,9 +157,29 @@ class Lab:
         if self._supervisor is not None:
             self._supervisor.wait(30)
 
-    def _call(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        result: dict[str, Any] = protocol.call(self.layout.control_socket, verb, **arguments)
-        return result
+    def _call(self, verb: str, **arguments: Any) -> Any:
+        try:
+            return protocol.call(self.layout.control_socket, verb, **arguments)
+        except (protocol.EndedError, protocol.NotRunningError) as error:
+            raise type(error)(f"{error}{self._how_it_ended()}") from None
+
+    def _how_it_ended(self) -> str:
+        """Return what the supervisor itself could not log, above all the signal that killed it."""
+        if self._supervisor is None:
+            return ""
+        try:
+            code = self._supervisor.wait(_SUPERVISOR_REAPED_S)
+        except subprocess.TimeoutExpired:
+            return "\n(its process has not ended)"
+        match code:
+            case 0:
+                how = "in order"
+            case errors.SUPERVISOR_FAILED:
+                how = "by an error"
+            case _:
+                # The unshare between here and the supervisor passes a signal on as code 1.
+                how = f"by a signal it could not catch, code {code}: killed, or out of memory?"
+        return f"\n(it ended {how})"
 
     def __enter__(self) -> Self:
         return self

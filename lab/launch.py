@@ -21,7 +21,7 @@ from lab.guest import images as guest_images
 from lab.layout import MAX_HOSTS, REPOSITORY, Layout
 
 _GRACEFUL_DOWN_S = 45.0
-_UPLINK_VANISHES_S = 10.0
+_UPLINK_VANISHES_S = 30.0
 
 
 def up(
@@ -74,6 +74,7 @@ def up(
         "progress_fd": write_end,
         "outer_proc_fd": outer_proc_fd,
         "owner_fd": owner_fd,
+        "owner": _named(owner_pid),
     }
     unshare = ["unshare", "--pid", "--fork", "--mount", "--propagation=slave"]
     try:
@@ -156,6 +157,15 @@ def _open_owner(pid: int) -> int:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         raise LabError(f"--owner-pid {pid}: there is no such process") from None
+
+
+def _named(pid: int | None) -> str:
+    """Return a process in words for the log, in which it is looked up when it has ended."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+    except OSError:
+        return f"process {pid}"
+    return f"process {pid} ({command.decode(errors='replace')[:100].strip()})"
 
 
 def _await_uplink_gone(layout: Layout) -> None:

@@ -85,7 +85,15 @@ class ProcessTable:
             cwd=cwd,
             start_new_session=True,
         )
-        process = Process(child.pid, self.outer_pid(child.pid), time.time())
+        try:
+            outer_pid = self.outer_pid(child.pid)
+        except BaseException:
+            # Reaped like an orphan; without a code Popen would later wait for that number, which
+            # may by then be another child's.
+            child.kill()
+            child.returncode = -signal.SIGKILL
+            raise
+        process = Process(child.pid, outer_pid, time.time())
         self._living[child.pid] = (process, child)
         return process
 
@@ -93,7 +101,7 @@ class ProcessTable:
         self,
         *argv: str,
         stdin: str = "",
-        timeout_s: float = 30.0,
+        timeout_s: float = 60.0,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> str:
@@ -107,8 +115,8 @@ class ProcessTable:
             given.seek(0)
             process = self.spawn(argv, stdin=given, stdout=output, env=env, cwd=cwd)
             ended = await process.wait(timeout_s)
-            if not ended:
-                os.kill(process.pid, signal.SIGKILL)
+            if not ended and process.running:
+                send_signal(process.pid, signal.SIGKILL)
             output.seek(0)
             text = output.read().decode(errors="replace")
         if not ended:

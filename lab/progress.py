@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, fd: int) -> None:
         os.set_inheritable(fd, False)
-        self._fd = fd
+        self._fd: int | None = fd
 
     def say(self, text: str) -> None:
         """Report something done or begun."""
@@ -28,14 +28,22 @@ class Progress:
     def ready(self) -> None:
         """Report success; nothing may follow."""
         self._write({"ready": True})
-        os.close(self._fd)
+        self._close()
 
     def failed(self, reason: str) -> None:
-        """Report failure; nothing may follow."""
+        """Report failure, unless the end has been reported already; nothing may follow."""
         self._write({"failed": reason})
-        os.close(self._fd)
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def _write(self, message: dict[str, Any]) -> None:
+        if self._fd is None:
+            # The number belongs to another file by now.
+            return
         try:
             os.write(self._fd, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:

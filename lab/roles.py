@@ -18,6 +18,9 @@ from lab.processes import Process, ProcessTable
 
 Probe = Callable[[Process], Awaitable[bool]]
 
+_READY_S = 90.0
+"""Seconds a start takes when a few labs share a small machine, and then some; idle, one or two."""
+
 
 @dataclass(frozen=True)
 class Role:
@@ -47,7 +50,7 @@ def service_roles(table: ProcessTable, layout: Layout, lab: Description) -> list
             "postgres",
             services.postgres_command(endpoints),
             _succeeds(table, services.postgres_ready_command(endpoints)),
-            ready_timeout_s=60,
+            ready_timeout_s=_READY_S,
             layer=0,
             # Fast shutdown: TERM would wait for every client to leave.
             stop_signal=signal.SIGINT,
@@ -56,7 +59,7 @@ def service_roles(table: ProcessTable, layout: Layout, lab: Description) -> list
             "redis",
             services.redis_command(layout.redis, endpoints),
             _pings(endpoints.address, endpoints.redis_port),
-            ready_timeout_s=30,
+            ready_timeout_s=_READY_S,
             layer=0,
         ),
     ]
@@ -69,7 +72,7 @@ def libvirtd_role(table: ProcessTable, lab: Description, host: Host) -> Role:
         f"libvirtd:{host.name}",
         host.namespaces.command(hosts.libvirtd_command()),
         _succeeds(table, ["virsh", "-q", "-c", uri, "domcapabilities", "--virttype", "qemu"]),
-        ready_timeout_s=60,
+        ready_timeout_s=_READY_S,
         layer=1,
     )
 
@@ -102,7 +105,7 @@ def _worker(name: str, layout: Layout, lab: Description, arguments: list[str]) -
         name,
         [sys.executable, "-m", "workers", *arguments],
         _exists(layout.ready_file(name)),
-        ready_timeout_s=30,
+        ready_timeout_s=_READY_S,
         layer=2,
         env=environment.for_process(lab, layout, name),
         cwd=REPOSITORY,

@@ -105,7 +105,7 @@ async def create_cluster(table: ProcessTable, directory: Path, endpoints: Endpoi
         initdb = [str(_postgres_binaries() / "initdb"), "--no-sync", "--encoding=UTF8"]
         initdb += ["--locale=C", f"--username={DATABASE}", "--auth=scram-sha-256"]
         initdb += [f"--pwfile={_POSTGRES_MOUNT}/password", f"--pgdata={_POSTGRES_MOUNT}/data"]
-        await table.run(*_as_postgres(initdb), timeout_s=60, cwd=Path("/"))
+        await table.run(*_as_postgres(initdb), timeout_s=180, cwd=Path("/"))
         password.unlink()
         with (data / "pg_hba.conf").open("a") as access:
             access.write("host all all samenet scram-sha-256\n")

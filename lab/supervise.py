@@ -6,6 +6,7 @@ It runs as init of a new PID namespace with a mount namespace of its own.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import fcntl
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import Any
 
 from lab import protocol
 from lab.description import Images
-from lab.errors import LabError
+from lab.errors import SUPERVISOR_FAILED, LabError
 from lab.layout import Layout
 from lab.processes import ProcessTable
 from lab.progress import Progress
@@ -54,8 +55,7 @@ async def _serve(options: dict[str, Any], progress: Progress) -> None:
     leaving: set[asyncio.Task[None]] = set()
 
     def leave(why: str) -> None:
-        _log.info("%s", why)
-        leaving.add(asyncio.create_task(supervisor.down()))
+        leaving.add(asyncio.create_task(supervisor.down(why)))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave, f"received {number.name}")
@@ -64,7 +64,7 @@ async def _serve(options: dict[str, Any], progress: Progress) -> None:
 
         def owner_gone() -> None:
             loop.remove_reader(owner_fd)
-            leave("the owner has gone")
+            leave(f"the owner has gone: {options['owner']}")
 
         loop.add_reader(owner_fd, owner_gone)
     server = await protocol.serve(layout.control_socket, supervisor.answer)
@@ -92,6 +92,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     progress = Progress(options["progress_fd"])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    faulthandler.enable()
     for fd in (options["outer_proc_fd"], options["owner_fd"]):
         if fd is not None:
             os.set_inheritable(fd, False)
@@ -102,11 +103,12 @@ def main() -> None:
         os.close(lock_fd)
     except LabError as error:
         progress.failed(str(error))
-        sys.exit(1)
-    except Exception as error:
+        sys.exit(SUPERVISOR_FAILED)
+    except BaseException as error:
+        # The lab's end, whatever it is: nobody else can say afterwards what it was.
         _log.exception("unexpected")
         progress.failed(f"unexpected in the lab's supervisor: {error!r}")
-        sys.exit(1)
+        sys.exit(SUPERVISOR_FAILED)
 
 
 if __name__ == "__main__":

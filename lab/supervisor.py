@@ -23,9 +23,11 @@ from lab.layout import REPOSITORY, Layout, host_names
 from lab.network import SERVICES, Cut, Network
 from lab.processes import ProcessTable
 from lab.progress import Progress
+from lab.protocol import Request
 from lab.roles import libvirtd_role, migrate_command, service_roles, worker_roles
 from lab.running import Running
 
+_LOOKS = ("describe", "status")
 _log = logging.getLogger(__name__)
 
 
@@ -142,7 +144,7 @@ class Supervisor:
     async def _start_workers(self, lab: Description) -> None:
         self._progress.say("database schema")
         env = environment.for_process(lab, self._layout, "migrate")
-        await self._table.run(*migrate_command(), env=env, cwd=REPOSITORY, timeout_s=60)
+        await self._table.run(*migrate_command(), env=env, cwd=REPOSITORY, timeout_s=180)
 
         async def start(role: str) -> None:
             await self._running.start(role)
@@ -150,10 +152,13 @@ class Supervisor:
 
         await _together([start(role) for role in self._running.names(layer=2)])
 
-    async def answer(self, verb: str, arguments: dict[str, Any]) -> Any:
+    async def answer(self, request: Request) -> Any:
         """Serve one request of the control socket."""
+        verb, arguments = request.verb, request.arguments
+        if verb not in _LOOKS:
+            _log.info("%s: %s %s", request.caller, verb, _shown(arguments))
         if verb == "down":
-            return await self.down()
+            return await self.down(f"asked by {request.caller}")
         if self._lab is None or self._network is None:
             raise LabError("the lab is still coming up")
         match verb:
@@ -176,9 +181,14 @@ class Supervisor:
             case _:
                 raise LabError(f"the lab's supervisor knows no verb {verb!r}")
 
-    async def down(self) -> None:
-        """Stop everything in order; a second caller waits for the first."""
+    async def down(self, why: str) -> None:
+        """Stop everything in order; a second caller waits for the first.
+
+        Args:
+            why: for the log.
+        """
         if self._stopping is None:
+            _log.info("going down: %s", why)
             self._stopping = asyncio.create_task(self._down())
         await asyncio.shield(self._stopping)
 
@@ -189,14 +199,22 @@ class Supervisor:
             await self._network.unplug_services()
 
     async def _down(self) -> None:
-        _log.info("going down")
-        await self.stop()
+        try:
+            await self.stop()
+        except Exception:
+            # Half a lab whose owner has gone would stay for ever.
+            _log.exception("could not stop everything in order; the kernel does the rest")
         self._layout.control_socket.unlink(missing_ok=True)
         asyncio.get_running_loop().call_later(0.05, _leave)
 
 
+def _shown(arguments: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in arguments.items() if value)
+
+
 def _leave() -> None:
     # As init of the namespace: the kernel now kills whatever is left.
+    _log.info("down")
     logging.shutdown()
     os._exit(0)
 

@@ -212,6 +212,9 @@ def open_connection(
                 handle = libvirt.open(uri)
                 if handle.setKeepAlive(keepalive_interval_s, keepalive_count) != 0:
                     log.warning("libvirtd does not do keepalive", host=host)
+                if on_closed is not None:
+                    # A call to libvirtd like the others: it may have died since it took us in.
+                    handle.registerCloseCallback(_on_close, on_closed)
         except libvirt.libvirtError as error:
             fault = fault_of(error)
             raise HypervisorUnavailable(
@@ -232,15 +235,12 @@ def open_connection(
     if len(new) != 1:
         # Calls on it are then bounded by keepalive alone.
         log.warning("the connection's socket was not found", host=host, candidates=len(new))
-    connection = Connection(
+    return Connection(
         handle,
         host,
         new.pop() if len(new) == 1 else None,
         on_fault or (lambda _reason: None),
     )
-    if on_closed is not None:
-        handle.registerCloseCallback(_on_close, on_closed)
-    return connection
 
 
 def _on_close(_handle: Any, reason: int, on_closed: Callable[[str], None]) -> None:

@@ -1,6 +1,5 @@
 """One host's libvirt as the tasks see it; what virt offers for guests is a method here."""
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
@@ -63,9 +62,6 @@ class Hypervisor:
     ) -> None:
         self.name = name
         self.domain_type = domain_type
-        self._connected = threading.Event()
-        self._told_connected = on_connected
-        self._told_lost = on_lost
         self._hub = EventHub(name, on_event)
         self._facts: tuple[int, HostFacts] | None = None
         self._valid_shapes: set[str] = set()
@@ -75,8 +71,8 @@ class Hypervisor:
             hub=self._hub,
             keepalive_interval_s=keepalive_interval_s,
             keepalive_count=keepalive_count,
-            on_connected=self._on_connected,
-            on_lost=self._on_lost,
+            on_connected=on_connected,
+            on_lost=on_lost,
         )
 
     def start(self) -> None:
@@ -91,7 +87,6 @@ class Hypervisor:
         """Give the connections up; bounded in time. Running migrations go on in libvirtd."""
         self._session.close()
         self._hub.close()
-        self._connected.clear()
 
     @property
     def is_connected(self) -> bool:
@@ -100,17 +95,7 @@ class Hypervisor:
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Wait at most ``timeout_s`` seconds for the connection; return whether it is there."""
-        return self._connected.wait(timeout_s)
-
-    def _on_connected(self) -> None:
-        self._connected.set()
-        if self._told_connected is not None:
-            self._told_connected()
-
-    def _on_lost(self, reason: str) -> None:
-        self._connected.clear()
-        if self._told_lost is not None:
-            self._told_lost(reason)
+        return self._session.wait_connected(timeout_s)
 
     # Host
 

@@ -23,7 +23,7 @@ from virt.watch import EventHub, GuestWatch
 
 log = structlog.get_logger(__name__)
 
-STATS_GRACE_S = 0.25
+STATS_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

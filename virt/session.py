@@ -90,6 +90,7 @@ class Session:
         self._live: _Live | None = None
         self._generation = 0
         self._faults: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self._is_up = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -117,6 +118,10 @@ class Session:
     def is_connected(self) -> bool:
         """True while all connections are open."""
         return self._live is not None
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Wait at most ``timeout_s`` seconds for all connections; return whether they are open."""
+        return self._is_up.wait(timeout_s)
 
     @property
     def generation(self) -> int:
@@ -166,14 +171,20 @@ class Session:
         while not self._closing.is_set():
             try:
                 live = self._connect()
-            except InnkeeperError as error:
-                if pause_s == RECONNECT_S:
+            except Exception as error:
+                # Whatever it was: a thread that ends here would leave the host without libvirt
+                # until its worker is restarted.
+                if not isinstance(error, InnkeeperError):
+                    log.exception("connecting to libvirt failed", host=self.name)
+                elif pause_s == RECONNECT_S:
                     log.warning("libvirt is out of reach", host=self.name, error=error.message)
                 self._closing.wait(pause_s)
                 pause_s = min(2 * pause_s, RECONNECT_MAX_S)
                 continue
             pause_s = RECONNECT_S
             reason = self._serve(live)
+            # Before the rest, which takes a moment: whoever waits must wait for the next ones.
+            self._is_up.clear()
             self._live = None
             self._discard(live, is_broken=not self._closing.is_set())
             if not self._closing.is_set():
@@ -182,6 +193,7 @@ class Session:
 
     def _serve(self, live: _Live) -> str:
         self._live = live
+        self._is_up.set()
         log.info("connected to libvirt", host=self.name, generation=live.generation)
         self._tell(self._on_connected)
         # Only now: a watcher that looks again must be able to.

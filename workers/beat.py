@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 MOST_WAITING = 20
 
 
-class CalmScheduler(Scheduler):
+class CalmScheduler(Scheduler):  # type: ignore[misc]
     """Sends a chore only while its queue is short; the next beat looks again."""
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:

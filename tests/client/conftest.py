@@ -29,7 +29,7 @@ def control(private_redis: PrivateRedis) -> Iterator[Control]:
 @pytest.fixture
 def inn(control: Control, private_redis: PrivateRedis) -> Iterator[Innkeeper]:
     with Innkeeper(
-        private_redis.broker_url, private_redis.result_url, requested_by="tests"
+        private_redis.broker_url, private_redis.result_url, requested_by="tests", timeout_s=30
     ) as client:
         yield client
 

@@ -7,12 +7,14 @@ request does is chosen by the guest's name:
     dies        fails in its second step, and is undone
     slow        runs until it is cancelled
     quiet       ends, but its outcome is never stored in the result backend
+    watched     goes on with every look at it, whatever the clock says; nor is its outcome stored
 """
 
 import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from innkeeper.errors import Cancelled, GuestDied, NoHostFits, NotFound
 F = TypeVar("F", bound=Callable[..., Any])
 
 RUN_S = 0.6
+WATCHED_LOOKS = 6
 STEPS = ("fetch_image", "define", "start")
 
 
@@ -36,6 +39,7 @@ class Control:
         self.received: list[tuple[str, str, dict[str, Any]]] = []
         self.operations: dict[str, dict[str, Any]] = {}
         self.lost = 0
+        self.looks: Counter[str] = Counter()
         self.app = Celery("control", broker=broker_url, backend=result_url, set_as_current=False)
         self.app.conf.update(
             task_serializer="json",
@@ -65,12 +69,10 @@ class Control:
         return [(task, kw) for task, known, kw in self.received if known == str(operation_id)]
 
     def await_request(self, operation_id: Any) -> tuple[str, dict[str, Any]]:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (arrived := self.requests(operation_id)):
             assert time.monotonic() < deadline, "the request has not arrived"
             time.sleep(0.02)
-        # The stub notes a request before it makes the operation.
-        time.sleep(0.02)
         return arrived[0]
 
     def _task(self, name: str, **options: Any) -> Callable[[F], F]:
@@ -85,17 +87,23 @@ class Control:
         @self._task(task, bind=True)
         def request(bound: Any, **kwargs: Any) -> Any:
             operation_id = bound.request.id
-            self.received.append((task, operation_id, kwargs))
+            try:
+                take(operation_id, kwargs)
+            finally:
+                # Last: whoever sees the request may count on the operation.
+                self.received.append((task, operation_id, kwargs))
+            raise Ignore
+
+        def take(operation_id: str, kwargs: dict[str, Any]) -> None:
             if self.lost > 0:
                 self.lost -= 1
-                raise Ignore
+                return
             name = kwargs.get("instance") or kwargs["spec"]["name"]
             if name == "no-host":
                 refusals = [{"host": "hv-a", "code": "disabled", "message": "is disabled"}]
                 raise NoHostFits("No host fits no-host.", {"refusals": refusals})
             if operation_id not in self.operations:
                 self._begin(operation_id, task, name, kwargs)
-            raise Ignore
 
     def _begin(self, operation_id: str, task: str, name: str, kwargs: dict[str, Any]) -> None:
         self.operations[operation_id] = {
@@ -107,7 +115,7 @@ class Control:
             "requested_by": kwargs.get("requested_by"),
             "reason": kwargs.get("reason"),
         }
-        if name not in {"quiet", "slow"}:
+        if name not in {"quiet", "slow", "watched"}:
             threading.Timer(RUN_S, self._store, [operation_id]).start()
 
     def _store(self, operation_id: str) -> None:
@@ -122,6 +130,8 @@ class Control:
         if known is None:
             raise NotFound(f"There is no operation {operation_id}.", {"what": "operation"})
         part = (time.monotonic() - known["began"]) / RUN_S
+        if known["name"] == "watched":
+            part = self.looks[operation_id] / WATCHED_LOOKS
         state, error, result = "running", None, None
         if known["cancelled"]:
             state, error = "cancelled", Cancelled("Cancelled by tests.").to_wire()
@@ -175,6 +185,7 @@ class Control:
     def _register_queries(self) -> None:
         @self._task(contract.OPERATION_SHOW)
         def show(operation_id: str) -> Any:
+            self.looks[operation_id] += 1
             return self.view(operation_id)
 
         @self._task(contract.OPERATION_LIST)

@@ -1,5 +1,6 @@
 """A redis-server of the tests' own: a free port, its own directory, ended by its process id."""
 
+import random
 import socket
 import subprocess
 import time
@@ -7,12 +8,25 @@ from pathlib import Path
 
 import redis
 
+from tests.waiting import PATIENCE_S
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port nobody has, and nobody will be given for an outgoing connection.
+
+    One that the kernel chooses is of the range it chooses for outgoing connections too, and may be
+    taken again before, or between, its uses here.
+    """
+    ports = range(20000, 32000)
+    for port in random.sample(ports, len(ports)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
 
 
 class PrivateRedis:
@@ -37,7 +51,7 @@ class PrivateRedis:
             ],
             stdout=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         with redis.Redis(port=self.port) as client:
             while True:
                 try:

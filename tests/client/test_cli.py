@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +17,7 @@ from private_redis import PrivateRedis, free_port
 
 from innkeeper import cli
 from innkeeper.cli.app import app, run
+from tests.waiting import PATIENCE_S, wait_until
 
 COMMANDS = sorted(command.name or "" for command in app.registered_commands)
 SPAWN = ("--image", "/srv/noble.qcow2")
@@ -292,6 +293,7 @@ def test_ctrl_c_detaches_and_says_how_to_watch_again(
     control: Control, environment: dict[str, str], as_json: bool
 ) -> None:
     known = set(control.operations)
+    watched = Counter(control.looks)
     program = subprocess.Popen(
         [*PROGRAM, "spawn", "slow", *SPAWN, *(["--json"] if as_json else [])],
         env=os.environ | environment,
@@ -299,14 +301,16 @@ def test_ctrl_c_detaches_and_says_how_to_watch_again(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 10
-    while set(control.operations) == known and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    (operation_id,) = set(control.operations) - known
-
-    program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=10)
+    try:
+        # At its second look it has shown what the first one told it.
+        wait_until(
+            lambda: any(n > 1 for n in (control.looks - watched).values()), what="it watches"
+        )
+        (operation_id,) = set(control.operations) - known
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=PATIENCE_S)
+    finally:
+        program.kill()
 
     assert program.returncode == 130
     assert "Traceback" not in err
@@ -336,7 +340,7 @@ def test_a_terminal_shows_a_bar_and_the_steps_that_ended(
     except OSError:
         pass  # The other side has closed.
     os.close(ours)
-    out, _ = program.communicate(timeout=10)
+    out, _ = program.communicate(timeout=PATIENCE_S)
 
     assert program.returncode == 0
     assert out.startswith("vm-1 is active on hv-a")
@@ -354,7 +358,7 @@ def test_a_closed_pipe_is_borne_in_silence(
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
     )
 
     assert ran.stderr == ""

@@ -18,7 +18,7 @@ DETAILS = {"host": "hv-a", "step": "define", "effect": "unknown", "hint": "Look.
 
 @pytest.fixture
 def transport(private_redis: PrivateRedis) -> Transport:
-    return Transport(private_redis.broker_url, private_redis.result_url, 5)
+    return Transport(private_redis.broker_url, private_redis.result_url, 30)
 
 
 def same(left: InnkeeperError, right: InnkeeperError) -> bool:

@@ -14,6 +14,7 @@ import redis
 from private_redis import PrivateRedis, free_port
 
 from innkeeper import BrokerUnavailable, Innkeeper, ServiceError, WaitTimeout, contract, operation
+from tests.waiting import PATIENCE_S, quickest
 
 CALLS: dict[str, Callable[[Innkeeper], Any]] = {
     "request": lambda inn: inn.start("vm-1"),
@@ -26,28 +27,35 @@ CALLS: dict[str, Callable[[Innkeeper], Any]] = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_a_refused_connection_is_said_at_once(call: Callable[[Innkeeper], Any]) -> None:
     address = f"redis://:secret@127.0.0.1:{free_port()}/0"
-    began = time.monotonic()
 
-    with (
-        Innkeeper(address, address) as inn,
-        pytest.raises(BrokerUnavailable, match="refused") as caught,
-    ):
-        call(inn)
+    def ask() -> float:
+        began = time.monotonic()
+        with (
+            Innkeeper(address, address) as inn,
+            pytest.raises(BrokerUnavailable, match="refused") as caught,
+        ):
+            call(inn)
+        elapsed_s = time.monotonic() - began
+        assert "secret" not in str(caught.value.to_wire())
+        return elapsed_s
 
-    assert time.monotonic() - began < 2
-    assert "secret" not in str(caught.value.to_wire())
+    assert quickest(ask, limit_s=2) < 2
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_a_silent_redis_is_given_up_after_the_time_out(
     black_hole: str, call: Callable[[Innkeeper], Any]
 ) -> None:
-    began = time.monotonic()
+    def ask() -> float:
+        began = time.monotonic()
+        with (
+            Innkeeper(black_hole, black_hole, timeout_s=1) as inn,
+            pytest.raises(BrokerUnavailable),
+        ):
+            call(inn)
+        return time.monotonic() - began
 
-    with Innkeeper(black_hole, black_hole, timeout_s=1) as inn, pytest.raises(BrokerUnavailable):
-        call(inn)
-
-    assert time.monotonic() - began < 4
+    assert quickest(ask, limit_s=4) < 4
 
 
 def test_a_refused_request_tells_the_id_it_would_have_had(black_hole: str) -> None:
@@ -96,9 +104,9 @@ def test_a_wait_outlives_an_emptied_redis_and_sends_the_request_again(
         )
         try:
             # No message of the first sending is left, so only a second one can bring the result.
-            assert spawned.wait(timeout_s=20)["name"] == "vm-1"
+            assert spawned.wait(timeout_s=PATIENCE_S)["name"] == "vm-1"
             # The pooled connections of before the restart do no harm.
-            inn.start("vm-1").wait(timeout_s=10)
+            inn.start("vm-1").wait(timeout_s=PATIENCE_S)
         finally:
             worker.kill()
             worker.wait()
@@ -123,7 +131,12 @@ def test_answers_that_were_read_do_not_stay_in_redis(
     inn: Innkeeper, private_redis: PrivateRedis
 ) -> None:
     with redis.Redis(port=private_redis.port, db=1) as results:
-        before = results.dbsize()
-        inn.instances()
-        inn.hosts()
-        assert results.dbsize() == before
+
+        def answers_stay() -> bool:
+            before = results.dbsize()
+            inn.instances()
+            inn.hosts()
+            return results.dbsize() != before
+
+        # The outcome of an earlier test's operation may be stored in between, but not thrice.
+        assert not all(answers_stay() for _ in range(3))

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from lab.handle import Lab
+from tests.waiting import PATIENCE_S
 from virt.console import tail
 from virt.disks import create_overlay
 from virt.domain_xml import DiskSpec, DomainSpec, render_domain
@@ -59,7 +60,7 @@ def connect(lab: Lab, name: str, **arguments: Any) -> Host:
         **arguments,
     )
     hypervisor.start()
-    assert hypervisor.wait_connected(10)
+    assert hypervisor.wait_connected(PATIENCE_S)
     return Host(hypervisor, lab.description.host(name).address, **told)
 
 
@@ -142,6 +143,8 @@ def make_guest(bare_lab: Lab, workdir: Path) -> Iterator[MakeGuest]:
 
     yield make
     for name in bare_lab.hosts:
+        # A test that failed may have left it dead, and nobody else knows of these guests.
+        bare_lab.start(f"libvirtd:{name}")
         for guest in made:
             for verb in ("destroy", "undefine"):
                 subprocess.run(

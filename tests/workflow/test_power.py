@@ -61,7 +61,9 @@ def test_power_off_inside_the_guest_is_seen_within_a_second_of_its_end(
             what="the guest is up",
         )
         with onlooker.watch(UUID(instance["id"])) as watch:
-            guest_exec(lab, host, name, "/bin/busybox", "poweroff", "-f")
+            # A moment later, or the guest may be gone before its agent has answered.
+            later = "/bin/busybox sleep 1; /bin/busybox poweroff -f"
+            guest_exec(lab, host, name, "/bin/busybox", "sh", "-c", later)
             ended = watch.wait_for(lambda event: event.is_end, PATIENCE_S)
         assert ended is not None
         wait_until(lambda: client.instance(name).state == "stopped", what="the record")

@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from innkeeper.errors import Busy, Cancelled
+from tests.waiting import PATIENCE_S, wait_until
 from virt.events import GuestEvent, lifecycle_event, restored_event
 from virt.guest_lock import guest_lock
 from virt.watch import EventHub
@@ -30,7 +30,7 @@ def test_a_watch_gets_its_guests_events_only() -> None:
     hub = EventHub("hv-a", None)
     with hub.watch(ID) as mine, hub.watch(uuid4()) as other:
         hub.publish(event())
-        assert mine.wait(0.1) is not None
+        assert mine.wait(0) is not None
         assert mine.wait(0) is None
         assert other.wait(0.01) is None
         hub.publish(restored_event())
@@ -54,46 +54,45 @@ def test_a_watch_wakes_a_flag_and_skips_the_unwanted() -> None:
 
 def test_a_slow_or_failing_listener_delays_nobody() -> None:
     told: list[GuestEvent] = []
+    may_go_on = threading.Event()
 
     def listen(one: GuestEvent) -> None:
-        time.sleep(0.05)
+        assert may_go_on.wait(PATIENCE_S)
         told.append(one)
         raise RuntimeError("a defect in the listener")
 
     hub = EventHub("hv-a", listen)
     with hub.watch(ID) as watch:
-        began_s = time.monotonic()
         for _ in range(3):
             hub.publish(event())
         hub.publish(restored_event())
-        assert time.monotonic() - began_s < 0.04
-        assert watch.wait(0.1) is not None
-    end_s = time.monotonic() + 10
-    while len(told) < 3 and time.monotonic() < end_s:
-        time.sleep(0.01)
-    assert len(told) == 3
+        assert told == [], "publishing waited for the listener"
+        assert all(watch.wait(0) is not None for _ in range(4))
+    may_go_on.set()
+    wait_until(lambda: len(told) == 3, what="the listener is told all")
     hub.close()
 
 
 def test_the_watchdog_bites_only_late_calls() -> None:
     dog, bitten = Watchdog(), []
-    with dog.limit(0.1, "quick", lambda: bitten.append("quick")):
+    with dog.limit(PATIENCE_S, "quick", lambda: bitten.append("quick")):
         pass
     with (
-        dog.limit(5, "long limit", lambda: bitten.append("long limit")),
+        dog.limit(PATIENCE_S, "long limit", lambda: bitten.append("long limit")),
         dog.limit(0.05, "late", lambda: bitten.append("late")),
     ):
-        time.sleep(0.2)
+        wait_until(lambda: bool(bitten), timeout_s=PATIENCE_S / 2, what="it bites")
     assert bitten == ["late"]
 
     def fail() -> None:
+        bitten.append("failing")
         raise RuntimeError("a defect in the action")
 
     with dog.limit(0.01, "failing", fail):
-        time.sleep(0.05)
+        wait_until(lambda: "failing" in bitten, what="it bites")
     with dog.limit(0.01, "after a failure", lambda: bitten.append("after")):
-        time.sleep(0.05)
-    assert bitten == ["late", "after"]
+        wait_until(lambda: "after" in bitten, what="it bites again")
+    assert bitten == ["late", "failing", "after"]
 
 
 def test_the_lock_excludes_threads(tmp_path: Path) -> None:
@@ -145,6 +144,6 @@ def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with guest_lock(tmp_path, ID, timeout_s=0.5):
+    with guest_lock(tmp_path, ID, timeout_s=PATIENCE_S):
         pass
     process.stdout.close()
