@@ -105,6 +105,18 @@ def list_unfinished(session: Session, operation_id: UUID) -> list[str]:
     return [row.name for row in rows]
 
 
+def find_current_step(session: Session, operation_id: UUID) -> dict[str, str | None]:
+    """Return the name and the host of the step at which an operation is; empty when at none."""
+    row = session.execute(
+        text(
+            "SELECT name, host FROM steps WHERE operation_id = :o "
+            "AND state IN ('queued', 'running') ORDER BY position LIMIT 1"
+        ),
+        {"o": operation_id},
+    ).one_or_none()
+    return {} if row is None else {"step": row.name, "host": row.host}
+
+
 def owe(session: Session, operation_id: UUID) -> None:
     """Record that an ended operation's unfinished steps are still to be done."""
     session.execute(

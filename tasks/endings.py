@@ -125,6 +125,10 @@ UNSURE = frozenset({InternalError.code, AttemptsExhausted.code})
 
 def _effect(session: Session, workflow: Workflow, operation: Operation) -> Effect:
     """Read from the ledger where the failed operation left things."""
+    if operation.is_committed:
+        # It has failed after its point of no return: only the step itself can tell.
+        said = ((operation.error or {}).get("details") or {}).get("effect")
+        return Effect(said) if said else Effect.UNKNOWN
     steps = session.execute(
         select(Step.name, Step.state, Step.failures).where(Step.operation_id == operation.id)
     ).all()
@@ -177,7 +181,9 @@ def end_overdue(session: Session, workflow: Workflow, operation_id: UUID, limit_
     )
     if operation.state.is_final:
         return Turn.WAIT
-    late = stray_error("deadline", kind=operation.kind, cancelled_by=None, limit_s=limit_s)
+    late = stray_error(
+        "deadline", kind=operation.kind, cancelled_by=None, limit_s=limit_s
+    ).with_details(**debts.find_current_step(session, operation_id))
     if operation.is_committed:
         debts.release_running(session, operation_id)
         return end_early(session, workflow, operation_id, late)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from innkeeper.errors import (
     Cancelled,
+    GuestDied,
     InnkeeperError,
     MigrationAborted,
     NoHostFits,
@@ -201,7 +202,7 @@ def settle_destination(context: StepContext) -> Done:
                 {"src": source["src"], "dst": dst.to_wire()},
             )
         if verdict is Verdict.ROLL_BACK:
-            raise _why_it_failed(context, source.get("error"))
+            raise _why_it_failed(context, Look.from_wire(source["src"]), source.get("error"))
         _commit(context)
     context.midway()
     if dst.power_state == PowerState.PAUSED and (
@@ -260,7 +261,12 @@ def _handover_ms(session: Session, context: StepContext) -> float:
     )
 
 
-def _why_it_failed(context: StepContext, error: dict[str, Any] | None) -> InnkeeperError:
+def _why_it_failed(context: StepContext, src: Look, error: dict[str, Any] | None) -> InnkeeperError:
+    if src.is_off and context.operation.state_before == InstanceState.ACTIVE:
+        return GuestDied(
+            f"{context.instance.name} died on {context.operation.src_host} while it was moved.",
+            {"host": context.operation.src_host, "step": "migrate"},
+        )
     if error is not None:
         return from_wire(error)
     return MigrationAborted(f"The migration of {context.instance.name} did not take place.")

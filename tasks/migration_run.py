@@ -81,7 +81,9 @@ def move(context: StepContext) -> dict[str, Any]:
     return {
         "src": look.to_wire(),
         "adopted": adopted,
-        "error": None if error is None else error.to_wire(),
+        "error": None
+        if error is None
+        else error.with_details(step=context.step.name, host=context.host.name).to_wire(),
         "total_ms": stats.total_ms if stats else round((time.monotonic() - started) * 1000, 1),
         "downtime_ms": stats.downtime_ms if stats else None,
         "stats": stats.to_json() if stats else {},
@@ -108,6 +110,8 @@ def look_at_source(context: StepContext) -> Look:
 
 
 def _run_job(context: StepContext, started: float) -> tuple[JobStats | None, InnkeeperError | None]:
+    # Reads the wishes of the outside too: a small guest is gone before the job's first look.
+    context.progress(0.0, "starting the migration")
     job = context.host.hypervisor.migrate(context.instance.id, _request(context))
     context.midway()
     stop: InnkeeperError | None = None

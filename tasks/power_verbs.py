@@ -7,8 +7,14 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from innkeeper.errors import DomainNotFound, StaleDomain, StopTimeout
-from innkeeper.states import InstanceState, PowerState
+from innkeeper.errors import (
+    DomainNotFound,
+    HypervisorRefused,
+    StaleDomain,
+    StartFailed,
+    StopTimeout,
+)
+from innkeeper.states import Effect, InstanceState, PowerState
 from innkeeper.types import RebootPolicy, StopPolicy
 from models.instance import Instance
 from models.operation import Operation
@@ -56,7 +62,10 @@ def start_guest(context: StepContext) -> Done:
     get_current_domain(context)
     context.go_through()
     context.midway()
-    context.host.hypervisor.ensure_started(context.instance.id)
+    try:
+        context.host.hypervisor.ensure_started(context.instance.id)
+    except StartFailed as exc:
+        raise exc.with_details(effect=Effect.NOT_STARTED) from exc
     return Done()
 
 
@@ -78,16 +87,24 @@ def stop_guest(context: StepContext) -> Done:
     context.host.hypervisor.ensure_destroyed(context.instance.id)
     context.midway()
     if get_current_domain(context).power_state not in OFF:
-        raise StopTimeout(f"{context.instance.name} still runs after its power was cut.")
+        raise StopTimeout(
+            f"{context.instance.name} still runs after its power was cut.",
+            {"effect": Effect.NOT_STARTED},
+        )
     return Done({"how": "forced"})
 
 
 def _shut_down_politely(context: StepContext, grace_s: float) -> bool:
-    """Press the power button and wait for the end of the guest."""
+    """Press the power button and wait for the end of the guest; True when it is off."""
     hypervisor, instance_id = context.host.hypervisor, context.instance.id
     give_up_at = time.monotonic() + grace_s
     with hypervisor.watch(instance_id) as watch:
-        hypervisor.shutdown(instance_id)
+        try:
+            hypervisor.shutdown(instance_id)
+        except HypervisorRefused:
+            # A guest that has just gone off by itself has no button any more.
+            if get_current_domain(context).power_state not in OFF:
+                raise
         while (left_s := give_up_at - time.monotonic()) > 0:
             watch.wait(min(left_s, 1.0))
             context.checkpoint()
@@ -108,8 +125,10 @@ def reboot_guest(context: StepContext) -> Done:
     Retries: while libvirt is out of reach.
     """
     policy = RebootPolicy.model_validate(context.operation.params["policy"])
-    get_current_domain(context)
-    is_off = policy.kind == "soft" and _shut_down_politely(context, policy.grace_s)
+    # Off already, when an earlier attempt died after the shutdown and before the start.
+    is_off = get_current_domain(context).power_state in OFF or (
+        policy.kind == "soft" and _shut_down_politely(context, policy.grace_s)
+    )
     context.go_through()
     if not is_off:
         context.host.hypervisor.ensure_destroyed(context.instance.id)

@@ -11,6 +11,7 @@ bell → claim (one UPDATE) ─ nothing matched ─→ done already? pass the be
 """
 
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -64,13 +65,24 @@ OWED_RETRY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What running a step needs; built once per process by the composition root."""
+    """What running a step needs; built once per process by the composition root.
+
+    Args:
+        database: where the ledger is.
+        workflows: what this release can do.
+        leases: keeps the claimed steps.
+        bells: rings for the next ones.
+        services: the hypervisor's parts; None for control.
+        look_again: has a guest's power state read once more, after an operation on it has failed:
+            what its domain did meanwhile was the operation's business.
+    """
 
     database: Database
     workflows: Workflows
     leases: LeaseKeeper
     bells: Bells
     services: HostServices | None
+    look_again: Callable[[UUID], None] = lambda _instance_id: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +294,7 @@ def _record_undone(engine: Engine, claim: _Claim) -> Verdict:
 
     turn = engine.database.run(record)
     crash_point(claim.where, "recorded")
-    _follow(engine, claim.operation.id, turn)
+    _follow(engine, claim, turn)
     log.info("step undone")
     return Verdict.PASS_ON
 
@@ -294,7 +306,7 @@ def _record_roll_forward(engine: Engine, claim: _Claim, turn: RollForward) -> Ve
         ledger.complete_step(session, key, turn.detail)
         return endings.roll_forward(session, claim.operation.id, key.position, turn)
 
-    _follow(engine, claim.operation.id, engine.database.run(record))
+    _follow(engine, claim, engine.database.run(record))
     # The chain that rang this undo leads backwards; the fresh one leads forward.
     return Verdict.IGNORE
 
@@ -363,7 +375,7 @@ def _record_failure(engine: Engine, claim: _Claim, error: InnkeeperError) -> Ver
         log.warning("failure not recorded, the step is another's", reason=str(exc))
         return Verdict.IGNORE
     crash_point(claim.where, "failed")
-    _follow(engine, claim.operation.id, turn)
+    _follow(engine, claim, turn)
     return Verdict.IGNORE
 
 
@@ -380,8 +392,10 @@ def _look_again(session: Session, claim: _Claim, error: OutcomeUnknown) -> None:
         ledger.reopen_step(session, claim.operation.id, name=claim.spec.renews, after_s=after_s)
 
 
-def _follow(engine: Engine, operation_id: UUID, turn: endings.Turn) -> None:
+def _follow(engine: Engine, claim: _Claim, turn: endings.Turn) -> None:
     if turn is endings.Turn.ENDED:
-        engine.bells.publish_outcome(operation_id)
+        engine.bells.publish_outcome(claim.operation.id)
+        if claim.operation.instance_id is not None:
+            engine.look_again(claim.operation.instance_id)
     elif turn is endings.Turn.RING:
-        engine.bells.ring(operation_id)
+        engine.bells.ring(claim.operation.id)

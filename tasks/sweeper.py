@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models import sweep
-from models.debts import Overdue, list_overdue
+from models.debts import Overdue, find_current_step, list_overdue
 from models.session import Database
 from tasks import endings
 from tasks.bells import Bells
@@ -77,5 +77,5 @@ def _turn_back(session: Session, *, workflows: Workflows, stray: sweep.Strayed) 
         return endings.finish_undo(session, workflow, stray.operation_id)
     error = endings.stray_error(
         stray.why, kind=stray.kind, cancelled_by=stray.cancelled_by, limit_s=stray.limit_s
-    )
+    ).with_details(**find_current_step(session, stray.operation_id))
     return endings.turn_back(session, workflow, stray.operation_id, error)

@@ -27,6 +27,10 @@ class CrashDirectory:
         """Let the next process that passes the point wait there until `release`."""
         self._arm(point, "hold")
 
+    def disarm(self, point: str) -> None:
+        """Let everybody pass the point again."""
+        (self.path / point).unlink(missing_ok=True)
+
     def has_struck(self, point: str) -> bool:
         """True once a process has died at the point."""
         return (self.path / f"{point}.struck").exists()

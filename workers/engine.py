@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Callable
+from uuid import UUID
 
 from celery import Celery
 
@@ -24,7 +25,11 @@ def make_owner(node: str) -> str:
 
 
 def build_engine(
-    settings: Settings, *, node: str, services: HostServices | None
+    settings: Settings,
+    *,
+    node: str,
+    services: HostServices | None,
+    look_again: Callable[[UUID], None] = lambda _instance_id: None,
 ) -> tuple[Celery, Engine]:
     """Build the Celery application with every task, and the engine behind them.
 
@@ -32,6 +37,7 @@ def build_engine(
         settings: this process's settings.
         node: this process's role and host, as it stands before ``#`` in leases.
         services: the hypervisor's parts; None for control.
+        look_again: has a guest's power state read once more.
     """
     database = Database(
         settings.database_url.get_secret_value(),
@@ -46,6 +52,7 @@ def build_engine(
         leases=LeaseKeeper(database, make_owner(node), lease_s=settings.lease_s),
         bells=Bells(app, database),
         services=services,
+        look_again=look_again,
     )
     register_everything(app, lambda: engine)
     return app, engine

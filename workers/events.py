@@ -56,6 +56,10 @@ class EventPump:
         if event.kind in POWER_KINDS:
             self._wanted.put(event.instance_id)
 
+    def look_at(self, instance_id: UUID) -> None:
+        """Ask for a look at one guest."""
+        self._wanted.put(instance_id)
+
     def request_full_sync(self) -> None:
         """Ask for a look at every domain, after a (re)connection has lost events."""
         self._wanted.put(None)

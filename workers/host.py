@@ -53,7 +53,12 @@ class HostRole:
         self.services = build_services(settings, self.hypervisor)
         self.app: Celery
         self.engine: Engine
-        self.app, self.engine = build_engine(settings, node=self.node, services=self.services)
+        self.app, self.engine = build_engine(
+            settings,
+            node=self.node,
+            services=self.services,
+            look_again=lambda instance_id: self._pump.look_at(instance_id) if self._pump else None,
+        )
         self._registered = threading.Event()
 
     def run(self) -> int:

@@ -110,14 +110,21 @@ class Transport:
             create_sent_event=is_request,
         )
         try:
-            with self._app.producer_or_acquire() as producer:
-                amqp.send_task_message(producer, task, message, queue=CONTROL_QUEUE)
-        except _UNREACHABLE as exc:
+            try:
+                self._send(task, message)
+            except AttributeError:
+                # kombu 5.7.0 trips over a pooled channel whose connection broke; it is gone now.
+                self._send(task, message)
+        except (*_UNREACHABLE, AttributeError) as exc:
             raise BrokerUnavailable(
                 f"Redis at {maybe_sanitize_url(self.broker_url)} did not take the message {task}: "
                 f"{_cause(exc)}.",
                 {"task": task, "operation_id": str(task_id)} if is_request else {"task": task},
             ) from exc
+
+    def _send(self, task: str, message: Any) -> None:
+        with self._app.producer_or_acquire() as producer:
+            self._app.amqp.send_task_message(producer, task, message, queue=CONTROL_QUEUE)
 
     def find_outcome(self, task_id: UUID) -> Outcome | None:
         """Return what is stored under a task id, or None while there is nothing final.

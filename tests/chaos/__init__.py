@@ -1,0 +1,1 @@
+"""Everything is broken at every moment, on real parts."""
