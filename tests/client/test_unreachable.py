@@ -140,3 +140,26 @@ def test_answers_that_were_read_do_not_stay_in_redis(
 
         # The outcome of an earlier test's operation may be stored in between, but not thrice.
         assert not all(answers_stay() for _ in range(3))
+
+
+def test_a_redis_that_is_full_is_said_every_time(tmp_path: Path) -> None:
+    """The pooled channel that the refusal has closed must not surface as an AttributeError."""
+    private_redis = PrivateRedis(tmp_path)
+    private_redis.start()
+    try:
+        refuse_and_recover(private_redis)
+    finally:
+        private_redis.stop()
+
+
+def refuse_and_recover(private_redis: PrivateRedis) -> None:
+    with redis.Redis.from_url(private_redis.broker_url) as admin:
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", "1")
+    with Innkeeper(private_redis.broker_url, private_redis.result_url, timeout_s=2) as inn:
+        for _ in range(20):
+            with pytest.raises(BrokerUnavailable):
+                inn.start("vm-1")
+        with redis.Redis.from_url(private_redis.broker_url) as admin:
+            admin.config_set("maxmemory", "0")
+        assert inn.start("vm-1").id is not None
