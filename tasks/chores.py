@@ -16,8 +16,8 @@ from models.claims import HOST_IS_UP_S, heal_claims
 from models.hosts import list_hosts_to_sync
 from models.queries import record_event
 from tasks.catalogue import WORKFLOWS
+from tasks.engine import Engine
 from tasks.power_sync import RequestVerb, sync_host
-from tasks.runner import Engine
 from tasks.sweeper import sweep_once
 from tasks.workflow import queue_for
 

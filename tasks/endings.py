@@ -107,9 +107,9 @@ def _replan(session: Session, workflow: Workflow, operation: Operation) -> bool:
         or operations.is_past_deadline(session, operation.id)
     ):
         return False
-    fresh = workflow.replan(session, operation)
-    if not fresh:
+    if not workflow.replan(session, operation):
         return False
+    fresh = workflow.plan(src=operation.src_host, dst=operation.dst_host)
     last = session.scalar(select(func.max(Step.position)).where(Step.operation_id == operation.id))
     operations.append_steps(session, operation.id, fresh, first_position=int(last or 0) + 1)
     session.execute(

@@ -9,15 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import (
-    Cancelled,
     GuestDied,
     InnkeeperError,
     MigrationAborted,
-    NoHostFits,
     OutcomeUnknown,
     PrecheckFailed,
     from_wire,
@@ -25,28 +23,17 @@ from innkeeper.errors import (
 from innkeeper.states import InstanceState, PowerState, Storage
 from innkeeper.types import MigrationPolicy
 from models import ledger
-from models.claims import move_placement, release_claim
-from models.instance import Instance
-from models.operation import Migration, Operation, Step
-from models.operations import PlannedStep
-from models.queries import record_event, view_settled
+from models.claims import move_placement
+from models.operation import Operation
+from models.queries import record_event
 from tasks import migration_checks, migration_run
 from tasks.admission import limit_migrations
-from tasks.choosing import choose_and_claim
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
+from tasks.migration_endings import choose_next_host, fail, give_up_unknown, set_phase, succeed
 from tasks.reconcile import Look, Verdict, decide
-from tasks.spawn import HOST_FAULTS, MOST_HOSTS_TRIED, demand_of
-from tasks.unsettled import mark_unknown
 from tasks.workflow import Done, On, RollForward, StepSpec, Workflow
 from virt import sharing
-
-
-def set_phase(session: Session, operation: Operation, **values: Any) -> None:
-    """Write to the migration's row."""
-    session.execute(
-        update(Migration).where(Migration.operation_id == operation.id).values(**values)
-    )
 
 
 def check_destination(context: StepContext) -> Done:
@@ -304,95 +291,6 @@ def finish_source(context: StepContext) -> Done:
     return Done({"removed_copy": removed_copy})
 
 
-def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
-    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    rows = session.execute(
-        select(Step.name, Step.detail)
-        .where(Step.operation_id == operation.id)
-        .order_by(Step.position)
-    )
-    details = {row.name: row.detail for row in rows}
-    instance.power_state = (
-        PowerState.RUNNING if instance.state == InstanceState.ACTIVE else PowerState.PAUSED
-    )
-    if details["settle_destination"].get("is_off"):
-        instance.power_state, instance.state = PowerState.SHUTDOWN, InstanceState.STOPPED
-    instance.power_observed_at = func.clock_timestamp()
-    moved, settled = details["migrate"], details["settle_destination"]
-    figures = {
-        "total_ms": moved.get("total_ms"),
-        "downtime_ms": settled.get("downtime_ms"),
-        "handover_ms": settled.get("handover_ms"),
-        "storage": details["check_source"]["storage"],
-        "handover": operation.params["policy"]["handover"],
-        "src": operation.src_host,
-        "dst": operation.dst_host,
-    }
-    set_phase(
-        session,
-        operation,
-        phase="done",
-        outcome="completed",
-        total_ms=figures["total_ms"],
-        downtime_ms=figures["downtime_ms"],
-        stats=moved.get("stats") or {},
-    )
-    return {**view_settled(session, instance, operation), **figures}
-
-
-def _fail(session: Session, operation: Operation) -> None:
-    if operation.dst_host is not None and operation.instance_id is not None:
-        release_claim(session, host=operation.dst_host, instance_id=operation.instance_id)
-    code = (operation.error or {}).get("code")
-    set_phase(
-        session,
-        operation,
-        phase="undone",
-        outcome="cancelled" if code == Cancelled.code else "failed",
-    )
-
-
-def _give_up_unknown(session: Session, operation: Operation) -> None:
-    """Nothing is cleaned up: the record says that it does not know, until both hosts agree."""
-    mark_unknown(session, operation)
-    set_phase(session, operation, phase="unknown", outcome="failed")
-
-
-TRY_ELSEWHERE = HOST_FAULTS | {PrecheckFailed.code}
-
-
-def _try_next_host(session: Session, operation: Operation) -> list[PlannedStep] | None:
-    """Answer a destination's refusal with another one, unless the caller insisted on this one."""
-    error = operation.error or {}
-    if error.get("code") not in TRY_ELSEWHERE or operation.params["policy"].get("dst"):
-        return None
-    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    refusals = [
-        *operation.refusals,
-        {"host": operation.dst_host, "code": error["code"], "message": error.get("message", "")},
-    ]
-    tried = {r["host"] for r in refusals if r["code"] in TRY_ELSEWHERE}
-    if len(tried) >= MOST_HOSTS_TRIED:
-        return None
-    release_claim(session, host=str(operation.dst_host), instance_id=instance.id)
-    try:
-        dst, _ = choose_and_claim(
-            session,
-            instance_id=instance.id,
-            operation_id=operation.id,
-            demand=demand_of(instance),
-            wanted=None,
-            ignored=frozenset({*tried, str(operation.src_host)}),
-            what=f"instance {instance.name}",
-        )
-    except NoHostFits:
-        return None
-    operation.refusals, operation.dst_host = refusals, dst
-    set_phase(session, operation, dst_host=dst)
-    session.flush()
-    return LIVE_MIGRATE.plan(src=operation.src_host, dst=dst)
-
-
 LIVE_MIGRATE = Workflow(
     kind="live_migrate",
     steps=(
@@ -420,8 +318,8 @@ LIVE_MIGRATE = Workflow(
         ),
         StepSpec("finish_source", On.SRC, finish_source, best_effort=True, cleans_up_only=True),
     ),
-    on_success=_succeed,
-    on_failure=_fail,
-    on_unknown=_give_up_unknown,
-    replan=_try_next_host,
+    on_success=succeed,
+    on_failure=fail,
+    on_unknown=give_up_unknown,
+    replan=choose_next_host,
 )

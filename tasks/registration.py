@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
 from tasks.catalogue import WORKFLOWS
 from tasks.crashpoints import crash_point
+from tasks.engine import Engine, Verdict
 from tasks.queries import QUERIES, Answer
 from tasks.requests import ACCEPT, Envelope, find_repeated
-from tasks.runner import Engine, Verdict, run_step
+from tasks.runner import run_step
 from tasks.workflow import StepSpec, Workflow, task_name
 
 log = structlog.get_logger(__name__)

@@ -15,7 +15,6 @@ from models.event import Event
 from models.image import CachedImage, Image
 from models.instance import Instance
 from models.operation import Operation, Step
-from models.operations import PlannedStep
 from models.queries import view_settled
 from tasks.admission import limit_builds
 from tasks.choosing import choose_and_claim
@@ -283,19 +282,19 @@ HOST_FAULTS = frozenset({HostUnsuitable.code, HypervisorUnavailable.code})
 MOST_HOSTS_TRIED = 3
 
 
-def _try_next_host(session: Session, operation: Operation) -> list[PlannedStep] | None:
+def _choose_next_host(session: Session, operation: Operation) -> bool:
     """Answer a host's own failure with another host, unless the caller insisted on this one."""
     instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
     error = operation.error or {}
     if error.get("code") not in HOST_FAULTS or instance.spec.get("host") is not None:
-        return None
+        return False
     refusals = [*operation.refusals]
     refusals.append(
         {"host": operation.dst_host, "code": error["code"], "message": error.get("message", "")}
     )
     tried = frozenset(r["host"] for r in refusals if r["code"] in HOST_FAULTS)
     if len(tried) >= MOST_HOSTS_TRIED:
-        return None
+        return False
     if operation.dst_host is not None:
         release_claim(session, host=operation.dst_host, instance_id=instance.id)
     try:
@@ -309,11 +308,11 @@ def _try_next_host(session: Session, operation: Operation) -> list[PlannedStep] 
             what=f"instance {instance.name}",
         )
     except NoHostFits:
-        return None
+        return False
     operation.refusals = refusals
     operation.dst_host = instance.host = host
     session.flush()
-    return SPAWN.plan(src=None, dst=host)
+    return True
 
 
 SPAWN = Workflow(
@@ -329,6 +328,6 @@ SPAWN = Workflow(
     on_success=_succeed,
     on_failure=_fail,
     on_unknown=mark_unknown,
-    replan=_try_next_host,
+    replan=_choose_next_host,
     waits_for_host=False,
 )

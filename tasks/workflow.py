@@ -91,7 +91,8 @@ class Workflow:
         on_failure: settles the guest after everything was undone.
         on_unknown: writes down that nobody knows where the guest is, or whether it is; the
             steps that would tell are owed.
-        replan: may answer a failure with fresh steps on another host; None to give up.
+        replan: may answer a failure with another host: writes it into the operation and returns
+            True; the steps are planned anew for it.
         may_fail_late: whether it may still fail after its point of no return; False where the
             guest would then be nowhere, so that the steps are tried for ever.
         waits_for_host: whether a host whose libvirt is away is waited for until the deadline;
@@ -103,7 +104,7 @@ class Workflow:
     on_success: Callable[[Session, Operation], dict[str, Any]]
     on_failure: Callable[[Session, Operation], None]
     on_unknown: Callable[[Session, Operation], None] = lambda _session, _operation: None
-    replan: Callable[[Session, Operation], list[PlannedStep] | None] | None = None
+    replan: Callable[[Session, Operation], bool] | None = None
     may_fail_late: bool = False
     waits_for_host: bool = True
 

@@ -12,9 +12,9 @@ from tasks.bells import Bells
 from tasks.catalogue import WORKFLOWS
 from tasks.chores import register_chores
 from tasks.context import HostServices
+from tasks.engine import Engine
 from tasks.leases import LeaseKeeper
 from tasks.registration import register_tasks
-from tasks.runner import Engine
 from workers.app import build_app
 from workers.settings import Settings
 

@@ -14,8 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from innkeeper.errors import InnkeeperError
 from tasks.chores import request_verb_by, sync_this_host
+from tasks.engine import Engine
 from tasks.power_sync import sync_host
-from tasks.runner import Engine
 from virt.events import GuestEvent
 from virt.views import DomainView
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from innkeeper.errors import InnkeeperError
 from models.hosts import HostRegistration, beat_heart, disable_host, enable_host, register_host
 from tasks.context import HostServices, Pool
-from tasks.runner import Engine
+from tasks.engine import Engine
 from virt.hypervisor import Hypervisor
 from virt.identity import get_or_create
 from virt.images import ImageCache

@@ -10,7 +10,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from sqlalchemy.orm import Session
 
 from models import ledger, sweep
-from tasks.runner import Engine
+from tasks.engine import Engine
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,156 @@
+"""Records what came of a claimed step, each in one transaction that matches on the attempt."""
+
+import structlog
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import HypervisorUnavailable, InnkeeperError, LeaseLost, OutcomeUnknown
+from models import ledger, operations
+from models.operation import Operation
+from tasks import endings
+from tasks.crashpoints import crash_point
+from tasks.engine import Claim, Engine, Verdict
+from tasks.retry import backoff_s
+from tasks.workflow import Done, RollForward
+
+log = structlog.get_logger(__name__)
+
+OWED_RETRY_S = 30.0
+
+
+def record_done(engine: Engine, claim: Claim, done: Done) -> Verdict:
+    """Record a step as done, with its own commit; the last one ends the operation."""
+    def record(session: Session) -> bool:
+        ledger.complete_step(session, claim.step.key, done.detail)
+        if done.commit is not None:
+            done.commit(session)
+        has_ended = endings.advance(
+            session, claim.workflow, claim.operation.id, claim.step.key.position
+        )
+        crash_point(claim.where, "recording")
+        return has_ended
+
+    has_ended = engine.database.run(record)
+    crash_point(claim.where, "recorded")
+    log.info("step done", **done.detail)
+    if has_ended:
+        engine.bells.publish_outcome(claim.operation.id)
+    return Verdict.PASS_ON
+
+
+def record_undone(engine: Engine, claim: Claim) -> Verdict:
+    """Record that what a step made is gone; the last one ends the operation or plans it anew."""
+    def record(session: Session) -> endings.Turn:
+        ledger.complete_undo(session, claim.step.key)
+        turn = endings.finish_undo(session, claim.workflow, claim.operation.id)
+        crash_point(claim.where, "recording")
+        return turn
+
+    turn = engine.database.run(record)
+    crash_point(claim.where, "recorded")
+    _follow(engine, claim, turn)
+    log.info("step undone")
+    return Verdict.PASS_ON
+
+
+def record_roll_forward(engine: Engine, claim: Claim, turn: RollForward) -> Verdict:
+    """Record that an undo came too late, and turn the operation forward again."""
+    key = claim.step.key
+
+    def record(session: Session) -> endings.Turn:
+        ledger.complete_step(session, key, turn.detail)
+        return endings.roll_forward(session, claim.operation.id, key.position, turn)
+
+    _follow(engine, claim, engine.database.run(record))
+    # The chain that rang this undo leads backwards; the fresh one leads forward.
+    return Verdict.IGNORE
+
+
+def record_moot(engine: Engine, claim: Claim, why: str) -> Verdict:
+    """Record that an owed step has nothing to do any more."""
+    def note(session: Session) -> None:
+        ledger.append_log(session, claim.step.key, f"not needed any more: {why}")
+
+    engine.database.run(note)
+    if claim.step.is_undo:
+        return record_undone(engine, claim)
+    return record_done(engine, claim, Done())
+
+
+def record_failure(engine: Engine, claim: Claim, error: InnkeeperError) -> Verdict:
+    """Try again, pass over a best-effort step, or turn the operation back."""
+    error = error.with_details(step=claim.step.name, host=claim.step.host)
+    log.warning("step failed", code=error.code, error=error.message)
+    is_last_try = claim.step.failures + 1 >= claim.spec.max_failures
+    committed = claim.operation.is_committed
+
+    def record(session: Session) -> endings.Turn:
+        committed_now = (
+            committed
+            or session.get_one(Operation, claim.operation.id, populate_existing=True).is_committed
+        )
+        if isinstance(error, OutcomeUnknown):
+            _look_again(session, claim, error)
+            if operations.is_past_deadline(session, claim.operation.id):
+                return endings.end_unknown(session, claim.workflow, claim.operation.id, error)
+            return endings.Turn.WAIT
+        has_no_way_back = committed_now and not claim.workflow.may_fail_late
+        wants_retry = error.retryable or claim.step.is_undo or has_no_way_back
+        if isinstance(error, HypervisorUnavailable) and claim.workflow.waits_for_host:
+            ledger.requeue_step(
+                session, claim.step.key, after_s=1.0, waiting_for=f"libvirt on {error.host}"
+            )
+            return endings.Turn.WAIT
+        if wants_retry and not is_last_try:
+            ledger.requeue_step(
+                session,
+                claim.step.key,
+                after_s=backoff_s(claim.step.failures, error),
+                error=error.to_wire(),
+            )
+            return endings.Turn.WAIT
+        if claim.step.is_undo or has_no_way_back:
+            # There is no way but this one: it is tried on, also after the operation has ended.
+            ledger.requeue_step(
+                session, claim.step.key, after_s=OWED_RETRY_S, error=error.to_wire()
+            )
+            if claim.step.is_undo:
+                return endings.end_owing(session, claim.workflow, claim.operation.id)
+            return endings.end_early(session, claim.workflow, claim.operation.id, error)
+        ledger.fail_step(session, claim.step.key, error.to_wire())
+        return endings.turn_back(session, claim.workflow, claim.operation.id, error)
+
+    def record_and_pass(session: Session) -> endings.Turn:
+        turn = record(session)
+        crash_point(claim.where, "failing")
+        return turn
+
+    try:
+        turn = engine.database.run(record_and_pass)
+    except LeaseLost as exc:
+        log.warning("failure not recorded, the step is another's", reason=str(exc))
+        return Verdict.IGNORE
+    crash_point(claim.where, "failed")
+    _follow(engine, claim, turn)
+    return Verdict.IGNORE
+
+
+def _look_again(session: Session, claim: Claim, error: OutcomeUnknown) -> None:
+    """Wait, and then have both hosts looked at, not only this one."""
+    after_s = backoff_s(claim.step.failures, error)
+    ledger.requeue_step(
+        session,
+        claim.step.key,
+        after_s=after_s,
+        waiting_for=f"both hosts to agree: {error.message}",
+    )
+    if claim.spec.renews is not None:
+        ledger.reopen_step(session, claim.operation.id, name=claim.spec.renews, after_s=after_s)
+
+
+def _follow(engine: Engine, claim: Claim, turn: endings.Turn) -> None:
+    if turn is endings.Turn.ENDED:
+        engine.bells.publish_outcome(claim.operation.id)
+        if claim.operation.instance_id is not None:
+            engine.look_again(claim.operation.instance_id)
+    elif turn is endings.Turn.RING:
+        engine.bells.ring(claim.operation.id)
