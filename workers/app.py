@@ -6,7 +6,7 @@ from celery import Celery
 from kombu import Queue
 
 from tasks.chores import FAN_OUT_POWER_SYNC, SWEEP
-from workers.kombu_guard import guard_redis_channel
+from workers.kombu_guard import guard_redis_transport
 from workers.settings import Settings
 
 
@@ -17,7 +17,7 @@ def build_app(settings: Settings, *, node: str) -> Celery:
         settings: where broker and results are, and the intervals of the chores.
         node: this process's name; its unacknowledged messages have keys of their own.
     """
-    guard_redis_channel()
+    guard_redis_transport()
     app = Celery("innkeeper", set_as_current=False)
     app.conf.update(
         broker_url=settings.broker_url.get_secret_value(),

@@ -1,9 +1,13 @@
-"""A guard for kombu 5.7.0, whose Redis channel fails in a way that ends the worker.
+"""Guards for kombu's Redis transport, where it fails in ways that end the worker.
 
-When Redis goes away while messages are unacknowledged, ``Channel._connparams`` reads an attribute
-of a connection that is gone and raises AttributeError, which no caller takes for a connection
-error: the worker stops consuming and exits. Raising redis' own ConnectionError instead lets the
-consumer reconnect as it does for every other loss.
+* When Redis goes away while messages are unacknowledged, ``Channel._connparams`` of 5.7.0 reads an
+  attribute of a connection that is gone and raises AttributeError, which no caller takes for a
+  connection error.
+* When Redis refuses writes (its memory is full, it is a replica, it loads or saves), the note that
+  a message was taken fails with an answer of the server, which nobody takes for one either.
+
+In both cases the worker stops consuming and exits. Seen as losses of the connection they let the
+consumer reconnect, again and again until Redis takes it.
 """
 
 from typing import Any
@@ -13,10 +17,21 @@ import redis.exceptions
 from kombu.transport import redis as transport
 
 GUARDED_VERSION = "5.7.0"
+REFUSALS = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ExecAbortError,
+)
 
 
-def guard_redis_channel() -> None:
-    """Put the guard in place for the one version that needs it; safe to call again."""
+def guard_redis_transport() -> None:
+    """Put the guards in place; safe to call again."""
+    _guard_closed_channels()
+    _guard_refusals()
+
+
+def _guard_closed_channels() -> None:
     original = transport.Channel._connparams
     if kombu.__version__ != GUARDED_VERSION or getattr(original, "is_guarded", False):
         return
@@ -28,3 +43,8 @@ def guard_redis_channel() -> None:
 
     connparams.is_guarded = True  # type: ignore[attr-defined]
     transport.Channel._connparams = connparams
+
+
+def _guard_refusals() -> None:
+    known = transport.Transport.connection_errors
+    transport.Transport.connection_errors = (*known, *(e for e in REFUSALS if e not in known))
