@@ -38,7 +38,8 @@ _DUE_BELLS = text(
            AND s.not_before <= clock_timestamp()
            AND ((s.state IN ('queued', 'undo')
                  AND (s.rung_at IS NULL OR s.rung_at < clock_timestamp()
-                      - make_interval(secs => :grace_s * power(2, LEAST(s.rings, 5)))))
+                      - make_interval(secs => :grace_s
+                                      * power(2, LEAST(GREATEST(s.rings - 1, 0), 5)))))
              OR (s.state IN ('running', 'undoing')
                  AND s.lease_expires_at <= clock_timestamp()
                  AND (s.rung_at IS NULL OR s.rung_at < clock_timestamp()
@@ -153,18 +154,26 @@ def unpublish_recent_outcomes(session: Session, *, within_s: float) -> int:
     return int(result.rowcount)  # type: ignore[attr-defined]
 
 
-def list_unpublished_outcomes(session: Session, *, batch: int = 100) -> list[UUID]:
-    """Return ended operations whose outcome has not reached the result backend."""
+def list_unpublished_outcomes(
+    session: Session, *, ended_before_s: float = 2.0, batch: int = 100
+) -> list[UUID]:
+    """Return ended operations whose outcome has not reached the result backend.
+
+    Args:
+        session: an open transaction.
+        ended_before_s: how long ago at least; whoever has just ended one is about to publish it.
+        batch: how many at most.
+    """
     rows = session.execute(
         text(
             """
             SELECT id FROM operations
              WHERE finished_at IS NOT NULL AND outcome_published_at IS NULL
-               AND finished_at < clock_timestamp() - interval '2 seconds'
+               AND finished_at < clock_timestamp() - make_interval(secs => :ended_before_s)
              ORDER BY finished_at LIMIT :batch
             """
         ),
-        {"batch": batch},
+        {"batch": batch, "ended_before_s": ended_before_s},
     )
     return [row.id for row in rows]
 

@@ -19,6 +19,7 @@ OWED_RETRY_S = 30.0
 
 def record_done(engine: Engine, claim: Claim, done: Done) -> Verdict:
     """Record a step as done, with its own commit; the last one ends the operation."""
+
     def record(session: Session) -> bool:
         ledger.complete_step(session, claim.step.key, done.detail)
         if done.commit is not None:
@@ -39,6 +40,7 @@ def record_done(engine: Engine, claim: Claim, done: Done) -> Verdict:
 
 def record_undone(engine: Engine, claim: Claim) -> Verdict:
     """Record that what a step made is gone; the last one ends the operation or plans it anew."""
+
     def record(session: Session) -> endings.Turn:
         ledger.complete_undo(session, claim.step.key)
         turn = endings.finish_undo(session, claim.workflow, claim.operation.id)
@@ -67,6 +69,7 @@ def record_roll_forward(engine: Engine, claim: Claim, turn: RollForward) -> Verd
 
 def record_moot(engine: Engine, claim: Claim, why: str) -> Verdict:
     """Record that an owed step has nothing to do any more."""
+
     def note(session: Session) -> None:
         ledger.append_log(session, claim.step.key, f"not needed any more: {why}")
 

@@ -19,7 +19,7 @@ from tasks.workflow import Workflows
 
 log = structlog.get_logger(__name__)
 
-GRACE_S = 3.0
+GRACE_S = 2.0
 # Long enough for a way back on hosts that are there; every operation ends 30 s after its deadline.
 OVERDUE_GRACE_S = 20.0
 

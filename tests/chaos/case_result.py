@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+INVARIANTS = "invariants"
+"""Label of what the checker of all promises has found between two cases."""
+
 
 class NotHeld(Exception):
     """A promise was broken, or the point was never reached; the message says what and where."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import psycopg
 
 from lab.errors import LabError
-from tests.chaos.case_result import CaseResult
+from tests.chaos.case_result import INVARIANTS, CaseResult
 from tests.chaos.case_run import Player
 from tests.chaos.checker import Checker
 from tests.chaos.matrix import Case
@@ -58,7 +58,7 @@ def _check(player: Player, done: int, emit: Callable[[CaseResult], None]) -> Non
         emit(
             CaseResult(
                 case=f"after {done} cases: {violation.invariant}",
-                label="invariants",
+                label=INVARIANTS,
                 moment=violation.invariant,
                 plot="plain",
                 held=False,

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.show.measure import spread
-from tests.chaos.case_result import CaseResult
+from tests.chaos.case_result import INVARIANTS, CaseResult
 from tests.chaos.matrix import Plot
 
 SHORT_FIELDS = ("case", "held", "recovery_ms", "elapsed_ms")
@@ -16,12 +16,14 @@ SHORT_FIELDS = ("case", "held", "recovery_ms", "elapsed_ms")
 def summarise(results: Sequence[CaseResult], *, elapsed_s: float) -> dict[str, Any]:
     """Return the report as JSON."""
     labels = dict.fromkeys(result.label for result in results)
+    ran = [result for result in results if result.label != INVARIANTS]
     return {
-        "cases": len(results),
-        "held": sum(result.held for result in results),
+        "cases": len(ran),
+        "held": sum(result.held for result in ran),
+        "violations": len(results) - len(ran),
         "kills": sum(result.kills for result in results),
         "elapsed_s": round(elapsed_s, 1),
-        "case_ms": _spread([result.elapsed_ms for result in results]),
+        "case_ms": _spread([result.elapsed_ms for result in ran]),
         "recovery_ms": {
             "with_restart": _recovery(results, alone=False),
             "without_restart": _recovery(results, alone=True),
@@ -41,7 +43,8 @@ def print_summary(results: Sequence[CaseResult], report: dict[str, Any], console
             for line in result.timeline:
                 console.print(f"    {line}", highlight=False, markup=False)
     console.print(
-        f"{report['cases']} cases, {report['held']} held, {report['kills']} processes killed, "
+        f"{report['cases']} cases, {report['held']} held, {report['violations']} violations "
+        f"found by the checker, {report['kills']} processes killed, "
         f"{report['elapsed_s']} s"
     )
     for how, figures in report["recovery_ms"].items():

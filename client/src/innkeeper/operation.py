@@ -22,7 +22,7 @@ from innkeeper.types import OperationView
 OUTAGE_LIMIT_S = 120.0
 
 # A request may stand in the queue for a while before control has made a row of it.
-_ARRIVAL_S = 3.0
+_ARRIVAL_S = 1.5
 _LONGEST_ARRIVAL_S = 60.0
 
 _FIRST_ASK_S = 0.5
@@ -105,7 +105,7 @@ class Operation:
                 if outcome is None and time.monotonic() >= ask_at:
                     view = self._look(patience)
                     outcome = self._outcome if view is None else self._outcome_of(view)
-                    ask_at = time.monotonic() + _ASK_EVERY_S
+                    ask_at = time.monotonic() + (_ASK_EVERY_S if self._has_row else _FIRST_ASK_S)
                 patience.answered()
             except _GivenUp as end:
                 raise end.error from None
