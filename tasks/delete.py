@@ -52,7 +52,8 @@ def remove_files(context: StepContext) -> Done:
     Idempotency: what is gone is gone.
     Undo: none.
     On crash: begun again.
-    Retries: none of its own.
+    Retries: all failures, with back-off; then the guest counts as deleted, and what is left of its
+        files is tried on as owed.
     """
     ensure_instance_dir_removed(context.pool, context.instance.id)
     context.midway()
@@ -73,10 +74,9 @@ DELETE = Workflow(
     kind="delete",
     steps=(
         StepSpec("destroy_domain", On.DST, destroy_domain),
-        StepSpec("remove_files", On.DST, remove_files),
+        StepSpec("remove_files", On.DST, remove_files, best_effort=True),
     ),
     on_success=_succeed,
     on_failure=keep_state,
     on_unknown=mark_unknown,
-    may_fail_late=True,
 )
