@@ -32,6 +32,8 @@ from innkeeper.errors import InnkeeperError, catalogue
 from innkeeper.states import Handover
 from models.base import Base
 from tasks.catalogue import WORKFLOWS
+from tasks.crashpoints import list_points
+from tasks.requests import ACCEPT
 from tasks.workflow import task_name
 from workers.app import build_app
 from workers.engine import register_everything
@@ -389,6 +391,28 @@ def database_page() -> str:
     )
 
 
+def crash_points_page() -> str:
+    """Return every boundary at which a test can make a process die."""
+    points = list_points(WORKFLOWS, ACCEPT)
+    moments = {point.moment: point.meaning for point in points}
+    places: dict[str, list[str]] = {}
+    for point in points:
+        places.setdefault(point.name.rpartition(":")[0], []).append(point.moment)
+    return page(
+        "Crash points",
+        f"The {len(points)} boundaries at which a test can make a process kill itself, or wait "
+        "while something else is broken: `<where>:<moment>`. They are derived from the workflows. "
+        "How they are used: [under fire](../design/under-fire.md).",
+        "## Moments",
+        table(("Moment", "What is true then"), ((f"`{m}`", text) for m, text in moments.items())),
+        "## Places",
+        table(
+            ("Where", "Moments"),
+            ((f"`{where}`", ", ".join(f"`{m}`" for m in each)) for where, each in places.items()),
+        ),
+    )
+
+
 def pages() -> dict[Path, str]:
     """Return every page of the reference by its path."""
     made = {
@@ -398,6 +422,7 @@ def pages() -> dict[Path, str]:
         "cli": cli_page,
         "errors": errors_page,
         "database": database_page,
+        "crash-points": crash_points_page,
     }
     return {REFERENCE / f"{name}.md": make() for name, make in made.items()}
 
