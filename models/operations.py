@@ -303,12 +303,19 @@ def end_operation(
     return True
 
 
-def list_waiting_task_ids(session: Session, operation_id: UUID) -> list[UUID]:
-    """Return every Celery task id under which somebody waits for the operation."""
-    aliases = session.scalars(
-        select(OperationAlias.task_id).where(OperationAlias.operation_id == operation_id)
+def list_ended(
+    session: Session, operation_ids: Sequence[UUID]
+) -> list[tuple[Operation, list[UUID]]]:
+    """Return those operations that have ended, each with every Celery task id that waits for it."""
+    ended = session.scalars(
+        select(Operation).where(Operation.id.in_(operation_ids), Operation.finished_at.is_not(None))
     ).all()
-    return [operation_id, *aliases]
+    waiting = {operation.id: [operation.id] for operation in ended}
+    for alias in session.scalars(
+        select(OperationAlias).where(OperationAlias.operation_id.in_(waiting))
+    ):
+        waiting[alias.operation_id].append(alias.task_id)
+    return [(operation, waiting[operation.id]) for operation in ended]
 
 
 def write_progress(

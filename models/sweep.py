@@ -1,5 +1,6 @@
 """What the sweeper asks: which bells are due, which operations have lost their way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -7,6 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.claims import HOST_IS_UP_S
+
+OUTCOMES_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ def unpublish_recent_outcomes(session: Session, *, within_s: float) -> int:
 
 
 def list_unpublished_outcomes(
-    session: Session, *, ended_before_s: float = 2.0, batch: int = 100
+    session: Session, *, ended_before_s: float = 2.0, batch: int = OUTCOMES_BATCH
 ) -> list[UUID]:
     """Return ended operations whose outcome has not reached the result backend.
 
@@ -178,9 +181,12 @@ def list_unpublished_outcomes(
     return [row.id for row in rows]
 
 
-def mark_outcome_published(session: Session, operation_id: UUID) -> None:
-    """Record that the result backend has the outcome."""
+def mark_outcomes_published(session: Session, operation_ids: Sequence[UUID]) -> None:
+    """Record that the result backend has the outcomes."""
     session.execute(
-        text("UPDATE operations SET outcome_published_at = clock_timestamp() WHERE id = :id"),
-        {"id": operation_id},
+        text(
+            "UPDATE operations SET outcome_published_at = clock_timestamp() "
+            "WHERE id = ANY(CAST(:ids AS uuid[]))"
+        ),
+        {"ids": list(operation_ids)},
     )

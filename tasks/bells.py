@@ -3,6 +3,7 @@
 Nothing here may fail an operation: what is not sent now is sent by the sweeper.
 """
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -17,9 +18,9 @@ from innkeeper.errors import from_wire
 from innkeeper.states import OperationState, StepState
 from models.instance import Instance
 from models.operation import Operation, Step
-from models.operations import list_waiting_task_ids
+from models.operations import list_ended
 from models.session import Database
-from models.sweep import mark_outcome_published, unpublish_recent_outcomes
+from models.sweep import mark_outcomes_published, unpublish_recent_outcomes
 from tasks.crashpoints import crash_point
 from tasks.workflow import Ring, queue_for, task_name
 
@@ -96,24 +97,23 @@ class Bells:
 
     def publish_outcome(self, operation_id: UUID) -> None:
         """Store an ended operation's result or error under every task id that waits for it."""
+        self.publish_outcomes([operation_id])
 
-        def read(session: Session) -> tuple[Operation | None, list[UUID]]:
-            return session.get(Operation, operation_id), list_waiting_task_ids(
-                session, operation_id
-            )
-
-        operation, task_ids = self._database.run(read)
-        if operation is None or not operation.state.is_final:
-            return
-        crash_point(f"outcome.{operation.kind}", "publishing")
+    def publish_outcomes(self, operation_ids: Sequence[UUID]) -> None:
+        """Store the outcomes of those operations that have ended; the others are passed over."""
+        ended = self._database.run(lambda session: list_ended(session, operation_ids))
+        published: list[UUID] = []
         try:
-            for task_id in task_ids:
-                store_outcome(self._app, task_id, operation)
+            for operation, task_ids in ended:
+                crash_point(f"outcome.{operation.kind}", "publishing")
+                for task_id in task_ids:
+                    store_outcome(self._app, task_id, operation)
+                crash_point(f"outcome.{operation.kind}", "published")
+                published.append(operation.id)
         except UNREACHABLE as exc:
-            log.warning("outcome not published", operation=str(operation_id), error=str(exc))
-            return
-        crash_point(f"outcome.{operation.kind}", "published")
-        self._database.run(lambda session: mark_outcome_published(session, operation_id))
+            log.warning("outcomes not published", outcomes=len(ended), error=str(exc))
+        if published:
+            self._database.run(lambda session: mark_outcomes_published(session, published))
 
     def restore_outcomes(self) -> None:
         """Have recent outcomes published again when the result backend has been emptied.

@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 GRACE_S = 2.0
 # Long enough for a way back on hosts that are there; every operation ends 30 s after its deadline.
 OVERDUE_GRACE_S = 20.0
+# After Redis has been emptied there are many outcomes to publish again, and callers who wait.
+MOST_BATCHES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,14 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         log.info("ringing again", operation=str(bell.operation_id), position=bell.position)
         bells.ring(bell.operation_id)
     bells.restore_outcomes()
-    unpublished = database.run(sweep.list_unpublished_outcomes)
-    for operation_id in unpublished:
-        bells.publish_outcome(operation_id)
-    return SweepReport(len(due), turned_back, len(unpublished))
+    published = 0
+    for _ in range(MOST_BATCHES):
+        unpublished = database.run(sweep.list_unpublished_outcomes)
+        bells.publish_outcomes(unpublished)
+        published += len(unpublished)
+        if len(unpublished) < sweep.OUTCOMES_BATCH:
+            break
+    return SweepReport(len(due), turned_back, published)
 
 
 def _end_overdue(session: Session, *, workflows: Workflows, overdue: Overdue) -> endings.Turn:

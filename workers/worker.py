@@ -92,7 +92,8 @@ def adopt_predecessors_steps(engine: Engine, *, node: str) -> None:
         log.info("adopting", operation=str(operation_id))
         engine.bells.ring(operation_id)
     # Operations that it ended and could tell nobody of.
-    for operation_id in engine.database.run(
-        lambda session: sweep.list_unpublished_outcomes(session, ended_before_s=0.5)
-    ):
-        engine.bells.publish_outcome(operation_id)
+    engine.bells.publish_outcomes(
+        engine.database.run(
+            lambda session: sweep.list_unpublished_outcomes(session, ended_before_s=0.5)
+        )
+    )

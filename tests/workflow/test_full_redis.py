@@ -1,4 +1,4 @@
-"""A Redis that refuses writes for a while: the workers live through it."""
+"""A Redis that refuses writes for a while, or has lost all outcomes: nobody notices for long."""
 
 import signal
 import time
@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from sqlalchemy import text
 
 from innkeeper import Innkeeper
 from lab.handle import Lab
+from models.session import Database
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -47,3 +50,25 @@ def publish_chores(lab: Lab) -> None:
         for host in lab.hosts:
             app.send_task("innkeeper.power.sync_host", queue=f"host.{host}", ignore_result=True)
     app.close()
+
+
+def test_outcomes_come_back_after_redis_was_emptied(lab: Lab, records: Database) -> None:
+    """Whoever waits with a plain AsyncResult has nothing but what is stored there."""
+    with records.transaction() as session:
+        ids = session.scalars(
+            text(
+                "INSERT INTO operations (id, kind, state, request_digest, result, finished_at, "
+                "outcome_published_at) SELECT gen_random_uuid(), 'stop', 'succeeded', 'x', '{}', "
+                "clock_timestamp() - interval '1 minute', clock_timestamp() "
+                "FROM generate_series(1, 1500) RETURNING id"
+            )
+        ).all()
+    keys = [f"celery-task-meta-{operation_id}" for operation_id in ids]
+    with redis.Redis.from_url(lab.env()["INNKEEPER_RESULT_URL"]) as results:
+        results.flushall()
+        took_s = wait_until(
+            lambda: results.exists(*keys) == len(keys), what="every outcome is stored again"
+        )
+    assert took_s < 30
+    with records.transaction() as session:
+        session.execute(text("DELETE FROM operations WHERE id = ANY(:ids)"), {"ids": list(ids)})
