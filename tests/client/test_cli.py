@@ -300,6 +300,8 @@ def test_ctrl_c_detaches_and_says_how_to_watch_again(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background they are deaf to Ctrl-C, and so are their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         # At its second look it has shown what the first one told it.
