@@ -56,15 +56,15 @@ def run(
         # A shell's background job is born deaf to SIGINT.
         signal.signal(number, signal.default_int_handler)
     if minutes is not None:
-        from tests.chaos.fire import run_fire
+        from tests.chaos.fire.fire import run_fire
 
         raise typer.Exit(run_fire(minutes, seed, as_json))
     if surroundings:
-        from tests.chaos.surroundings_cli import run_surroundings
+        from tests.chaos.surroundings.cli import run_surroundings
 
         raise typer.Exit(run_surroundings(as_json, only or []))
-    from tests.chaos.matrix import all_cases
-    from tests.chaos.matrix_cli import choose, run_lane_to_stdout, run_matrix
+    from tests.chaos.matrix.cases import all_cases
+    from tests.chaos.matrix.cli import choose, run_lane_to_stdout, run_matrix
 
     if lane:
         by_id = {case.id: case for case in all_cases()}

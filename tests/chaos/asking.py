@@ -7,9 +7,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from celery import Celery
+from celery.result import AsyncResult
 
 from innkeeper import Innkeeper
 from innkeeper.errors import InnkeeperError, WaitTimeout
+from innkeeper.operation import Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +69,57 @@ class Waiter:
             self._outcome = Outcome(code=f"not Innkeeper's: {exc!r}")
 
 
-def ask_typed(client: Innkeeper, ask: Ask, *, timeout_s: float) -> Waiter:
-    """Send a request through Innkeeper's client and wait with it."""
-    send = {
+def send_typed(client: Innkeeper, ask: Ask, *, key: str | None = None) -> Operation:
+    """Send a request through Innkeeper's client.
+
+    Args:
+        client: through which.
+        ask: the request.
+        key: its idempotency key.
+    """
+    verbs: dict[str, Callable[..., Operation]] = {
         "spawn": client.spawn,
         "live_migrate": client.migrate,
         "start": client.start,
         "stop": client.stop,
         "reboot": client.reboot,
         "delete": client.delete,
-    }[ask.kind]
-    arguments: tuple[str, ...] = () if ask.kind == "spawn" else (ask.guest,)
-    fields = {"name": ask.guest, **ask.fields} if ask.kind == "spawn" else ask.fields
-    operation = send(*arguments, **fields)  # type: ignore[operator]
+    }
+    subject = {"name": ask.guest} if ask.kind == "spawn" else {"instance": ask.guest}
+    return verbs[ask.kind](**subject, **ask.fields, idempotency_key=key)
+
+
+def send_plainly(app: Celery, ask: Ask, task_id: UUID, **more: str | None) -> AsyncResult[Any]:
+    """Send a request as any Celery program would, and return what it waits for.
+
+    Args:
+        app: which program.
+        ask: the request.
+        task_id: under which its answer will be found.
+        more: keyword arguments of the task.
+    """
+    kwargs: dict[str, Any] = dict(more)
+    if ask.kind == "spawn":
+        kwargs["spec"] = {"name": ask.guest, **ask.fields}
+    else:
+        kwargs["instance"] = ask.guest
+        if ask.fields:
+            kwargs["policy"] = ask.fields
+    return app.send_task(
+        f"innkeeper.instance.{ask.kind}", kwargs=kwargs, task_id=str(task_id), queue="control"
+    )
+
+
+def ask_typed(client: Innkeeper, ask: Ask, *, timeout_s: float) -> Waiter:
+    """Send a request through Innkeeper's client and wait with it."""
+    operation = send_typed(client, ask)
     return Waiter(operation.id, lambda: operation.wait(timeout_s))
 
 
 def ask_plainly(app: Celery, ask: Ask, *, timeout_s: float) -> Waiter:
     """Send a request as any Celery program would, and wait for its AsyncResult."""
-    if ask.kind == "spawn":
-        kwargs: dict[str, Any] = {"spec": {"name": ask.guest, **ask.fields}}
-    else:
-        kwargs = {"instance": ask.guest, **({"policy": ask.fields} if ask.fields else {})}
-    answer = app.send_task(
-        f"innkeeper.instance.{ask.kind}", kwargs=kwargs, task_id=str(uuid4()), queue="control"
-    )
-    return Waiter(UUID(answer.id), lambda: dict(answer.get(timeout=timeout_s)))
+    answer = send_plainly(app, ask, task_id := uuid4())
+    return Waiter(task_id, lambda: dict(answer.get(timeout=timeout_s)))
 
 
 def plain_celery(broker_url: str, result_url: str) -> Celery:

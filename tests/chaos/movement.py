@@ -2,20 +2,22 @@
 
 import threading
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import dict_row
+
+from tests.chaos.checker.ledger_look import connect
 
 LOOK_EVERY_S = 0.01
 
-_STAND = """
-    SELECT o.state, o.outcome_published_at IS NOT NULL AS is_published,
+_STANDS = """
+    SELECT o.id, o.state, o.outcome_published_at IS NOT NULL AS is_published,
            ARRAY(SELECT s.position || ' ' || s.state || ' ' || s.attempt FROM steps s
                   WHERE s.operation_id = o.id ORDER BY s.position) AS steps
-      FROM operations o WHERE o.id = %s
+      FROM operations o WHERE o.id = ANY(%(ids)s)
 """
 
 
@@ -28,20 +30,24 @@ class Stand:
     steps: tuple[str, ...]
 
 
-def connect(database_url: str) -> psycopg.Connection[dict[str, Any]]:
-    """Open a connection of its own on which every statement is a transaction.
+def find_stands(
+    ask: Callable[[str, Mapping[str, Any]], Iterable[dict[str, Any]]], ids: Sequence[UUID]
+) -> dict[UUID, Stand]:
+    """Find where operations stand; those without a row are left out.
 
     Args:
-        database_url: SQLAlchemy's or libpq's.
+        ask: answers a SELECT with its values.
+        ids: the operations.
     """
-    url = database_url.replace("postgresql+psycopg://", "postgresql://", 1)
-    return psycopg.connect(url, autocommit=True, row_factory=dict_row)
+    return {
+        row["id"]: Stand(row["state"], row["is_published"], tuple(row["steps"]))
+        for row in ask(_STANDS, {"ids": list(ids)})
+    }
 
 
 def find_stand(connection: psycopg.Connection[dict[str, Any]], operation_id: UUID) -> Stand | None:
     """Find where an operation stands; None while it has no row."""
-    row = connection.execute(_STAND, (operation_id,)).fetchone()
-    return None if row is None else Stand(row["state"], row["is_published"], tuple(row["steps"]))
+    return find_stands(connection.execute, [operation_id]).get(operation_id)
 
 
 class Movement:

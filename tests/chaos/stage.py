@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from innkeeper import Innkeeper
 from innkeeper.errors import InnkeeperError, NotFound
 from lab.errors import LabError
 from lab.handle import Lab
-from tests.chaos.bent_redis import BentRedis
+from tests.chaos.faults.bent_redis import BentRedis
 from tests.crash_directory import VARIABLE, CrashDirectory
 
 INNKEEPERS_ROLES = ("worker:", "control", "beat")
@@ -109,19 +110,39 @@ def set_stage(*, hosts: int, bent: bool, lease_s: float = LEASE_S) -> Iterator[S
         with Lab.up(
             Path(directory), hosts=hosts, workers=True, owner_pid=os.getpid(), env=env
         ) as lab:
-            endpoints = lab.description.endpoints
-            if not bent:
-                yield from _play(Stage(lab, CrashDirectory(crash_path), _client(lab, {})))
-                return
-            with BentRedis(
-                endpoints.address, endpoints.redis_port, listen_address=endpoints.address
-            ) as redis:
-                bending = {"INNKEEPER_BROKER_URL": redis.url(0)}
-                stage = Stage(
-                    lab, CrashDirectory(crash_path), _client(lab, bending), redis, bending
-                )
-                _restart_roles(stage)
-                yield from _play(stage)
+            crash = CrashDirectory(crash_path)
+            if bent:
+                with bend_stage(lab, crash) as stage:
+                    yield stage
+            else:
+                yield from _play(Stage(lab, crash, _client(lab, {})))
+
+
+@contextmanager
+def bend_stage(
+    lab: Lab, crash: CrashDirectory, *, env: Mapping[str, str] | None = None
+) -> Iterator[Stage]:
+    """Let all messages of a running lab pass through a Redis that can be bent.
+
+    Whoever uses the lab afterwards calls `straighten_out` first.
+
+    Args:
+        lab: the hosts and all processes.
+        crash: arms the crash points of all processes.
+        env: more variables for Innkeeper's own roles.
+    """
+    endpoints = lab.description.endpoints
+    with BentRedis(
+        endpoints.address, endpoints.redis_port, listen_address=endpoints.address, seed=1
+    ) as redis:
+        bending = {**(env or {}), "INNKEEPER_BROKER_URL": redis.url(0)}
+        _restart_roles(lab, bending)
+        yield from _play(Stage(lab, crash, _client(lab, bending), redis, bending))
+
+
+def straighten_out(lab: Lab) -> None:
+    """Let a lab's roles look for the true Redis again."""
+    _restart_roles(lab, {})
 
 
 def _play(stage: Stage) -> Iterator[Stage]:
@@ -139,8 +160,14 @@ def _client(lab: Lab, env: dict[str, str]) -> Innkeeper:
     return Innkeeper(urls["INNKEEPER_BROKER_URL"], urls["INNKEEPER_RESULT_URL"])
 
 
-def _restart_roles(stage: Stage) -> None:
-    for role in stage.lab.status()["roles"]:
-        if role["role"].startswith(INNKEEPERS_ROLES):
-            stage.kill(role["role"])
-            stage.start(role["role"])
+def _restart_roles(lab: Lab, env: dict[str, str]) -> None:
+    """Kill and start Innkeeper's roles, side by side."""
+
+    def restart(role: str) -> None:
+        with suppress(LabError):
+            lab.kill(role)
+        lab.start(role, env=env)
+
+    roles = [role["role"] for role in lab.status()["roles"]]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(restart, [role for role in roles if role.startswith(INNKEEPERS_ROLES)]))

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psycopg
 import pytest
 
 from innkeeper import Innkeeper
@@ -12,6 +11,7 @@ from innkeeper.errors import InnkeeperError, catalogue
 from innkeeper.operation import Operation
 from lab.handle import Lab
 from models.session import Database
+from tests.chaos.checker.ledger_look import connect
 from tests.crash_directory import CrashDirectory
 from tests.waiting import wait_until
 from tests.workflow.conftest import assert_nothing_left, domains_on, files_of
@@ -38,8 +38,7 @@ def told(operation: Operation, timeout_s: float = 60) -> Told:
 @contextmanager
 def shortened(lab: Lab, operation: Operation, *, left_s: float) -> Iterator[None]:
     """Let an operation's deadline come soon; nobody can ask for less than two minutes."""
-    url = lab.env()["INNKEEPER_DATABASE_URL"].replace("+psycopg", "")
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connect(lab.env()["INNKEEPER_DATABASE_URL"]) as connection:
         connection.execute(
             "UPDATE operations SET deadline_at = clock_timestamp() + make_interval(secs => %s)"
             " WHERE id = %s",
@@ -87,8 +86,11 @@ def test_a_spawn_cancelled_in_each_phase(
         operation.cancel()
     code, _, _, effect = told(operation)
     # The step that was held is done; the cancel is seen by the next, or in its own waits.
-    is_made = step != "fetch_image"
-    assert (code, effect) == ("cancelled", "rolled_back" if is_made else "not_started")
+    # After the first it depends on who sees the cancel: the sweeper, between the steps, has nothing
+    # to undo; the next step undoes itself, although it has made nothing.
+    truths = {"rolled_back"} if step != "fetch_image" else {"rolled_back", "not_started"}
+    assert code == "cancelled"
+    assert effect in truths
     assert_nothing_left(lab, records, str(operation.view().instance_id))
 
 

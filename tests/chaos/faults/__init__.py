@@ -1,0 +1,1 @@
+"""What goes wrong: each fault strikes and is mended, by name."""

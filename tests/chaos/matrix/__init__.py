@@ -1,0 +1,1 @@
+"""The matrix of crash points: a process dies at every boundary of every step."""

@@ -1,0 +1,115 @@
+"""Guests for the matrix: kept from case to case where that is safe, else made anew."""
+
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from innkeeper.errors import InnkeeperError
+from tests.chaos.asking import Ask
+from tests.chaos.matrix.cases import Case
+from tests.chaos.stage import Stage
+
+PREPARE_S = 60.0
+VERBS_WITH_FORCE: dict[str, dict[str, Any]] = {
+    # A boot sector does not hear the power button.
+    "stop": {"force": True},
+    "reboot": {"kind": "hard"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The guest of a case, and what is asked for it.
+
+    Args:
+        ask: the request.
+        instance_id: the guest; None when the request is to make it.
+        src: where it is.
+        dst: where it is to go, or to be made; elsewhere the same as ``src``.
+    """
+
+    ask: Ask
+    instance_id: UUID | None
+    src: str
+    dst: str
+
+
+class Stock:
+    """The guests of one stage.
+
+    Args:
+        stage: where they live.
+        connection: to read their rows.
+    """
+
+    def __init__(self, stage: Stage, connection: psycopg.Connection[dict[str, Any]]) -> None:
+        self._stage = stage
+        self._connection = connection
+        self._names: dict[str, str] = {}
+
+    def prepare(self, case: Case) -> Cast:
+        """Return a guest in the state that a case needs.
+
+        Raises:
+            InnkeeperError: it could not be had.
+        """
+        a, b = self._stage.lab.hosts[:2]
+        if case.kind == "spawn":
+            self.forget(self._names.get("spawn"))
+            name = self._take_name("spawn")
+            fields = {**self._stage.boot_guest(), "host": a, "pool": case.pool}
+            return Cast(Ask("spawn", name, fields), None, a, a)
+        slot = {"live_migrate": case.label, "delete": "delete"}.get(case.kind, "power")
+        row = self._ensure(slot, case.pool, "stopped" if case.kind == "start" else "active")
+        src = row["host"]
+        if case.kind == "live_migrate":
+            dst = b if src == a else a
+            return Cast(Ask("live_migrate", row["name"], {"dst": dst}), row["id"], src, dst)
+        fields = VERBS_WITH_FORCE.get(case.kind, {})
+        return Cast(Ask(case.kind, row["name"], fields), row["id"], src, src)
+
+    def forget(self, name: str | None) -> None:
+        """Use a guest no more; it is deleted if that is possible."""
+        if name is None:
+            return
+        self._names = {slot: kept for slot, kept in self._names.items() if kept != name}
+        with suppress(InnkeeperError):
+            self._stage.ensure_deleted(name)
+
+    def clear(self) -> None:
+        """Delete all guests."""
+        for name in list(self._names.values()):
+            self.forget(name)
+
+    def _ensure(self, slot: str, pool: str, state: str) -> dict[str, Any]:
+        row = self._find(self._names.get(slot))
+        if row is None:
+            name = self._take_name(slot)
+            fields = {**self._stage.boot_guest(), "host": self._stage.lab.hosts[0], "pool": pool}
+            self._stage.client.spawn(name=name, **fields).wait(PREPARE_S)
+            row = self._get(name)
+        if row["state"] != state:
+            client, name = self._stage.client, row["name"]
+            verb = client.start(name) if state == "active" else client.stop(name, force=True)
+            verb.wait(PREPARE_S)
+            row = self._get(name)
+        return row
+
+    def _take_name(self, slot: str) -> str:
+        self._names[slot] = name = f"{slot.split('[')[0].replace('_', '-')}-{uuid.uuid4().hex[:8]}"
+        return name
+
+    def _get(self, name: str) -> dict[str, Any]:
+        row = self._find(name)
+        assert row is not None, f"guest {name} has no record after its spawn"
+        return row
+
+    def _find(self, name: str | None) -> dict[str, Any] | None:
+        return self._connection.execute(
+            "SELECT id, name, host, state FROM instances WHERE name = %s AND state <> 'deleted'",
+            (name,),
+        ).fetchone()
