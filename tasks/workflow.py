@@ -61,7 +61,8 @@ class StepSpec:
         undo: removes what the ledger says ``do`` made, or was about to make.
         admit: asked in the claim's transaction; a sentence means «not yet», and why.
         best_effort: its failure is noted and does not fail the operation.
-        max_failures: how often it may fail or lose its worker before it fails for good.
+        max_failures: how often it may fail before it fails for good; a worker that is lost in the
+            middle counts as a failure, but ten of those are granted to every step.
         is_harmless: leaves nothing that is the guest's, however it ends.
         cleans_up_only: its undo (or, of a best-effort step, itself) only removes what bears this
             operation's mark, so the guest may go on while it is still owed.

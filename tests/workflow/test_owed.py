@@ -219,3 +219,30 @@ def test_a_cancel_comes_too_late_for_what_cannot_be_undone(
     assert operation.wait(60)["state"] == {"delete": "deleted", "stop": "stopped"}.get(
         verb, "active"
     )
+
+
+def test_a_step_that_always_kills_its_worker_comes_to_an_end(
+    client: Innkeeper,
+    lab: Lab,
+    name: str,
+    boot_guest: dict[str, Any],
+    records: Database,
+    crash: CrashDirectory,
+) -> None:
+    host = lab.hosts[0]
+    point = "spawn.start_domain:inside"
+    crash.arm_kill(point)
+    operation = client.spawn(name=name, host=host, **boot_guest)
+    kill_at(lab, crash, point, host)
+    with records.transaction() as session:
+        session.execute(
+            text("UPDATE steps SET failures = 10 WHERE operation_id = :id AND state = 'running'"),
+            {"id": operation.id},
+        )
+    lab.start(f"worker:{host}")
+    with pytest.raises(InnkeeperError) as caught:
+        operation.wait(90)
+    error = caught.value
+    assert (error.code, error.step, error.host) == ("attempts_exhausted", "start_domain", host)
+    assert error.effect == "rolled_back"
+    assert_nothing_left(lab, records, str(operation.view().instance_id))
