@@ -9,13 +9,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-import httpx
-
 from innkeeper.errors import FetchFailed, InvalidRequest
+
+if TYPE_CHECKING:
+    import httpx
 
 CHUNK_BYTES = 1 << 20
 MAX_REDIRECTS = 5
@@ -136,13 +138,15 @@ class HttpSource:
 
     can_resume = True
 
-    def __init__(self, url: str, client: httpx.Client) -> None:
+    def __init__(self, url: str, client: "httpx.Client") -> None:
         self._url = url
         self._client = client
 
     @contextmanager
     def open(self, offset_bytes: int, *, resume: str, known: str) -> Iterator[Delivery]:
         """See ImageSource."""
+        import httpx
+
         # The bytes as they are: a transport encoding would hide their number and their digest.
         headers = {"Accept-Encoding": "identity"}
         if offset_bytes and resume:
@@ -159,9 +163,9 @@ class HttpSource:
         except httpx.HTTPError as error:
             raise TransferBroken(str(error) or type(error).__name__) from error
 
-    def _delivery(self, response: httpx.Response, offset_bytes: int) -> Delivery:
+    def _delivery(self, response: "httpx.Response", offset_bytes: int) -> Delivery:
         status = response.status_code
-        if status == httpx.codes.NOT_MODIFIED:
+        if status == HTTPStatus.NOT_MODIFIED:
             return Delivery(
                 chunks=iter(()), offset_bytes=0, total_bytes=None, validator="", is_unchanged=True
             )
@@ -182,8 +186,11 @@ class HttpSource:
         )
 
 
-def http_client() -> httpx.Client:
+def http_client() -> "httpx.Client":
     """Return a client with our bounds on time and redirects."""
+    # Only here and where it is used: every worker would take a tenth of a second longer to start.
+    import httpx
+
     return httpx.Client(
         follow_redirects=True,
         max_redirects=MAX_REDIRECTS,
@@ -213,7 +220,7 @@ def is_http(url: str) -> bool:
     return urlsplit(url).scheme in ("http", "https")
 
 
-def _validator(response: httpx.Response) -> str:
+def _validator(response: "httpx.Response") -> str:
     tag: str = response.headers.get("ETag", "")
     # If-Range takes no weak tags.
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
@@ -223,7 +230,7 @@ def _is_tag(validator: str) -> bool:
     return validator.startswith('"')
 
 
-def _range_start(response: httpx.Response) -> int:
+def _range_start(response: "httpx.Response") -> int:
     said = response.headers.get("Content-Range", "")
     first = said.removeprefix("bytes ").split("-")[0]
     return int(first) if first.isdigit() else -1

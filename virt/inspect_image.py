@@ -8,8 +8,6 @@ no code of QEMU, and qemu-img in a cage afterwards; one of them alone can be foo
 from pathlib import Path
 from typing import Any
 
-from oslo_utils.imageutils import format_inspector
-
 from innkeeper.errors import FormatMismatch, ImageTooLarge, UnsafeImage
 from virt.qemu_img import ImageFormat, QemuImgInfo, qemu_img_info
 
@@ -48,6 +46,9 @@ class StreamJudge:
         self._max_bytes = max_virtual_size_bytes
         self._seen_bytes = 0
         self._fed = _Fed()
+        # Only here: every worker would take a while longer to start.
+        from oslo_utils.imageutils import format_inspector
+
         # The wrapper's verdict stands only when the last inspector has seen enough, which may be
         # the end of the stream; the early ones speak as soon as their own header is complete.
         self._wrapper = format_inspector.InspectWrapper(self._fed)
@@ -71,6 +72,8 @@ class StreamJudge:
 
     def finish(self) -> None:
         """Judge at the end of the image; raises what ``feed`` raises."""
+        from oslo_utils.imageutils import format_inspector
+
         self._wrapper.close()
         try:
             inspector = self._wrapper.format
@@ -97,6 +100,8 @@ class StreamJudge:
             del self._early[name]
 
     def _judge(self, inspector: Any) -> None:
+        from oslo_utils.imageutils import format_inspector
+
         found = str(inspector)
         if inspector is None or found not in _ALLOWED[self._format]:
             raise self._mismatch(found)
