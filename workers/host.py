@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 from celery import Celery
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from innkeeper.errors import InnkeeperError
 from models.hosts import HostRegistration, beat_heart, disable_host, enable_host, register_host
@@ -20,7 +20,7 @@ from workers.engine import build_engine
 from workers.events import EventPump
 from workers.node_lock import take_node_lock
 from workers.settings import Settings
-from workers.worker import run_worker
+from workers.worker import RETRY_S, run_worker
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +68,7 @@ class HostRole:
         self._pump.start()
         self.hypervisor.start()
         self._await_libvirt()
-        self._register()
+        self._register_at_last()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         try:
             return run_worker(
@@ -89,6 +89,21 @@ class HostRole:
                 f"libvirt at {self.settings.libvirt_uri} did not answer within "
                 f"{LIBVIRT_AT_START_S:.0f} s; start libvirtd, then this worker again"
             )
+
+    def _register_at_last(self) -> None:
+        """Register as soon as Postgres is there; a host that comes up before it must not give up.
+
+        Raises:
+            FencingError: see register_host.
+        """
+        while True:
+            try:
+                self._register()
+            except OperationalError as exc:
+                log.warning("postgres is out of reach, the host waits", error=str(exc))
+                self._stop.wait(RETRY_S)
+            else:
+                return
 
     def _register(self) -> None:
         registration = describe_host(self.settings, self.hypervisor, self.engine.leases.owner)

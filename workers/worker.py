@@ -1,5 +1,7 @@
 """Starts a Celery worker with the options that both roles share."""
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
@@ -7,12 +9,15 @@ from uuid import UUID
 import structlog
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models import ledger, sweep
 from tasks.engine import Engine
 
 log = structlog.get_logger(__name__)
+
+RETRY_S = 0.5
 
 
 def run_worker(
@@ -41,12 +46,17 @@ def run_worker(
     """
     engine.leases.start()
 
-    def ready(**_: object) -> None:
-        adopt_predecessors_steps(engine, node=node)
+    def take_over() -> None:
+        while not _has_adopted(engine, node=node):
+            time.sleep(RETRY_S)
         if ready_file is not None:
             ready_file.parent.mkdir(parents=True, exist_ok=True)
             ready_file.touch()
         log.info("worker ready", queue=queue)
+
+    def ready(**_: object) -> None:
+        # Not in the consumer's thread, which Postgres may keep waiting.
+        threading.Thread(target=take_over, name="take-over", daemon=True).start()
 
     worker_ready.connect(ready, weak=False)
     worker_shutting_down.connect(lambda **_: log.info("worker shutting down"), weak=False)
@@ -68,6 +78,16 @@ def run_worker(
         on_stop()
         engine.leases.stop()
     return int(worker.exitcode or 0)
+
+
+def _has_adopted(engine: Engine, *, node: str) -> bool:
+    """Take over what the predecessor had in hand; False when Postgres is away, too."""
+    try:
+        adopt_predecessors_steps(engine, node=node)
+    except SQLAlchemyError as exc:
+        log.warning("postgres is out of reach, nothing is taken over yet", error=str(exc))
+        return False
+    return True
 
 
 def _list_unheard(session: Session, engine: Engine) -> set[UUID]:
