@@ -22,6 +22,7 @@ from tests.chaos.patience import comes_true
 from tests.chaos.stage import Stage
 
 TICK_S = 0.02
+SERVICES = ("postgres", "redis")
 EMPTIES_REDIS = frozenset({"redis_killed_and_emptied", "redis_flushed"})
 
 
@@ -147,7 +148,8 @@ class Gamekeeper:
             self._stop.wait(strike.hold_s)
         for death in deaths:
             death.restarted_at = time.time()
-        for fault in struck:
+        # Services first: a worker is up only when it has reached them.
+        for fault in sorted(struck, key=lambda fault: not fault.name.startswith(SERVICES)):
             try:
                 fault.mend(self.stage)
                 # One that does not come back has been killed all the same.

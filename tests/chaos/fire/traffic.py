@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import psycopg
+
 from innkeeper import Innkeeper
 from tests.chaos.fire.acts import Act, GuestPlan, draw_acts, repair_for
 from tests.chaos.fire.callers import NOT_SENT, Asked, Caller, PlainCaller, TypedCaller, cancel
@@ -182,6 +184,13 @@ class _Player:
 
     def _is_hopeless(self, asked: Asked) -> bool:
         """Tell whether a plain caller waits in vain: what it sent or should get was in Redis."""
+        try:
+            return self._is_lost(asked)
+        except psycopg.OperationalError:
+            # Postgres is being struck: nobody can tell now.
+            return False
+
+    def _is_lost(self, asked: Asked) -> bool:
         row = self._records.find_operation(asked.task_id)
         if row is None:
             return time.time() - asked.sent_at > LOST_AFTER_S
