@@ -8,6 +8,7 @@ import pytest
 
 from innkeeper import Innkeeper
 from lab.handle import Lab
+from models.session import Database
 
 pytestmark = pytest.mark.lab
 
@@ -15,7 +16,7 @@ LONGER_THAN_A_TRANSACTION_IS_TRIED_S = 22
 
 
 def test_workers_start_before_postgres(
-    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any], records: Database
 ) -> None:
     host = lab.hosts[0]
     late = [f"worker:{host}", "control"]
@@ -26,6 +27,8 @@ def test_workers_start_before_postgres(
         time.sleep(LONGER_THAN_A_TRANSACTION_IS_TRIED_S)
         assert not any(start.done() for start in starting)
         lab.start("postgres")
+        # The tests' own connections have died with it.
+        records.dispose()
         for start in starting:
             assert start.result()["running"]
     assert client.spawn(name=name, host=host, **boot_guest).wait(60)["host"] == host
