@@ -25,7 +25,7 @@ from sqlalchemy import CheckConstraint, Table, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 
 import models.schema  # noqa: F401 (imports every module that defines a table)
-from innkeeper import types
+from innkeeper import guest_parts, types
 from innkeeper.cli.app import app as cli
 from innkeeper.contract import QUERY_TASKS, REQUEST_TASKS
 from innkeeper.errors import InnkeeperError, catalogue
@@ -44,6 +44,14 @@ MADE = "<!-- Made by scripts/docs from the code. Do not edit: change the code an
 HEADINGS = ("Queue", "Idempotency", "Undo", "On crash", "Retries")
 REQUEST_TYPES: tuple[type[BaseModel], ...] = (
     types.InstanceSpec,
+    guest_parts.ExtraDisk,
+    guest_parts.NetworkCard,
+    guest_parts.DirectBoot,
+    guest_parts.Hardware,
+    guest_parts.CpuTopology,
+    guest_parts.GuestData,
+    guest_parts.InjectedFile,
+    guest_parts.GroupMembership,
     types.MigrationPolicy,
     types.StopPolicy,
     types.RebootPolicy,
@@ -82,6 +90,10 @@ def type_text(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if typing.get_origin(annotation) is typing.Annotated:
         return type_text(arguments[0])
+    if typing.get_origin(annotation) is tuple:
+        return f"list of {type_text(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return ", ".join(f"`{member.value}`" for member in annotation)
     if type(None) in arguments:
@@ -114,6 +126,12 @@ def default_text(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
         return "required"
+    if isinstance(value, BaseModel):
+        return "its own"
+    if value == ():
+        return "none"
+    if isinstance(value, tuple):
+        return f"`{json.dumps(value)}`"
     if isinstance(value, dict):
         plain = {
             k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v

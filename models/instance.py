@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from innkeeper.states import BootStage, InstanceState, PowerState
 from models.base import Base, Timestamps, enum_by_value
+from models.server_group import ServerGroup
 
 
 class Instance(Timestamps, Base):
@@ -53,6 +54,7 @@ class Instance(Timestamps, Base):
     domain_xml_sha256: Mapped[str | None]
     guest_abi: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     boot_stage: Mapped[BootStage | None] = mapped_column(enum_by_value(BootStage, "boot_stage"))
+    group_name: Mapped[str | None] = mapped_column(ForeignKey(ServerGroup.name), index=True)
     image_sha256: Mapped[str | None] = mapped_column(ForeignKey("images.sha256"))
     pool: Mapped[str]
     vcpus: Mapped[int]

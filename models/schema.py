@@ -1,11 +1,13 @@
 """Every table in one place, for alembic and for tests."""
 
 from models.base import Base
+from models.disk import Disk
 from models.event import Event
 from models.host import Claim, Host
 from models.image import CachedImage, Image
 from models.instance import Instance
 from models.operation import Migration, Operation, OperationAlias, Step
+from models.server_group import ServerGroup
 
 metadata = Base.metadata
 
@@ -13,6 +15,7 @@ __all__ = [
     "Base",
     "CachedImage",
     "Claim",
+    "Disk",
     "Event",
     "Host",
     "Image",
@@ -20,6 +23,7 @@ __all__ = [
     "Migration",
     "Operation",
     "OperationAlias",
+    "ServerGroup",
     "Step",
     "metadata",
 ]

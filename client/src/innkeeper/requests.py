@@ -10,12 +10,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from innkeeper import contract
 from innkeeper.errors import InvalidRequest
+from innkeeper.messages import Name, Request
 from innkeeper.types import (
     InstanceSpec,
     MigrationPolicy,
-    Name,
     RebootPolicy,
-    Request,
     StopPolicy,
     parse_request,
 )

@@ -88,6 +88,7 @@ class BootStage(StrEnum):
     RUNNING = "running"
     CONSOLE = "console"
     AGENT = "agent"
+    CLOUD_INIT = "cloud_init"
 
     @property
     def rung(self) -> int:

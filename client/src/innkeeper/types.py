@@ -9,64 +9,29 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from innkeeper.errors import InvalidRequest
+from innkeeper.guest_spec import InstanceSpec
+from innkeeper.messages import HostName, Request, View
 from innkeeper.states import BootStage, Handover, InstanceState, OperationState, PowerState, Storage
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+__all__ = [
+    "HostView",
+    "InstanceSpec",
+    "InstanceView",
+    "MigrationPolicy",
+    "OperationView",
+    "Progress",
+    "RebootPolicy",
+    "Request",
+    "StepView",
+    "StopPolicy",
+    "View",
+    "parse_request",
+]
 
-
-T = TypeVar("T", bound="Request")
-
-
-class Request(BaseModel):
-    """Base of what a caller sends."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class View(BaseModel):
-    """Base of what Innkeeper answers."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class InstanceSpec(Request):
-    """The guest that is wanted.
-
-    Args:
-        name: unique among the living; lower-case letters, digits and hyphens, at most 63.
-        image: a ``file://`` or ``http(s)://`` URL, or an absolute path on the host.
-        sha256: digest of the image file; without one the bytes are taken on trust.
-        image_format: the format the image claims to have; it is checked, never guessed.
-        vcpus: number of virtual CPUs.
-        memory_mib: memory in MiB.
-        disk_gib: size of the root disk in GiB; 0 takes the image's own virtual size.
-        host: the host to use; None lets the scheduler choose.
-        pool: the storage pool of the root disk, as named in the hosts' settings.
-        wait: the boot stage that ends the spawn.
-        boot_timeout_s: how long that stage may take from the start of the guest.
-        bridge: an existing bridge for one NIC; None for no network.
-        power_policy: what to do when the guest goes off by itself.
-        metadata: free text for the owner's use; at most 64 entries.
-    """
-
-    name: Name
-    image: Annotated[str, Field(min_length=1, max_length=4096)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    image_format: Literal["qcow2", "raw"] = "qcow2"
-    vcpus: Annotated[int, Field(ge=1, le=512)] = 1
-    memory_mib: Annotated[int, Field(ge=16, le=16 * 1024 * 1024)] = 256
-    disk_gib: Annotated[int, Field(ge=0, le=64 * 1024)] = 0
-    host: HostName | None = None
-    pool: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,63}$")] = "local"
-    wait: BootStage = BootStage.RUNNING
-    boot_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120
-    bridge: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")] | None = None
-    power_policy: Literal["sync", "stop", "restart", "alert"] = "stop"
-    metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
+T = TypeVar("T", bound=Request)
 
 
 class MigrationPolicy(Request):

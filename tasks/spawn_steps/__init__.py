@@ -1,0 +1,1 @@
+"""The steps of a spawn; tasks.spawn lists them in their order."""

@@ -1,0 +1,93 @@
+"""The guest's domain: described, defined, started, and undone."""
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from innkeeper.errors import StaleDomain
+from models.instance import Instance
+from tasks.context import StepContext
+from tasks.guest_domain import describe_domain
+from tasks.workflow import Done
+from virt.domain_xml import digest_xml, render_domain
+
+
+def render_xml(context: StepContext) -> Done:
+    """Render the domain's XML and store it; a pure function of the rows.
+
+    Queue: host.<dst>; about a millisecond.
+    Idempotency: the same rows give the same bytes.
+    Undo: none; the row is the guest's own.
+    On crash: rendered again.
+    Retries: none.
+    """
+    domain = describe_domain(
+        context.host,
+        context.instance,
+        operation=context.operation,
+        image_path=context.details["fetch_image"]["path"],
+        image_format=context.details["fetch_image"]["format"],
+    )
+    context.midway()
+    xml = render_domain(domain)
+    instance_id, epoch, digest = context.instance.id, context.operation.epoch, digest_xml(xml)
+
+    def commit(session: Session) -> None:
+        session.execute(
+            update(Instance)
+            .where(Instance.id == instance_id)
+            .values(
+                domain_xml=xml,
+                domain_xml_sha256=digest,
+                domain_epoch=epoch,
+                guest_abi={"machine": domain.machine, "cpu": domain.cpu},
+            )
+        )
+
+    return Done({"sha256": digest, "machine": domain.machine}, commit)
+
+
+def define_domain(context: StepContext) -> Done:
+    """Define the stored XML in libvirt.
+
+    Queue: host.<dst>; a few milliseconds.
+    Idempotency: defining the same XML again changes nothing.
+    Undo: destroys and undefines the domain, if it is this operation's.
+    On crash: begun again.
+    Retries: while libvirt is out of reach.
+    """
+    view = context.host.hypervisor.find_domain(context.instance.id)
+    if view is not None and view.epoch != context.operation.epoch:
+        raise StaleDomain(
+            f"Host {context.host.name} has a domain of this guest from epoch {view.epoch}.",
+            {"domain_epoch": view.epoch, "record_epoch": context.operation.epoch},
+        )
+    context.intend(domain=str(context.instance.id), epoch=context.operation.epoch)
+    context.host.console_dir.mkdir(parents=True, exist_ok=True)
+    context.midway()
+    context.host.hypervisor.define(context.instance.domain_xml or "")
+    return Done({"adopted": view is not None})
+
+
+def remove_domain(context: StepContext) -> None:
+    """Undo of define_domain: only a domain of this very operation is destroyed and undefined."""
+    hypervisor = context.host.hypervisor
+    view = hypervisor.find_domain(context.instance.id)
+    if view is not None and view.epoch == context.operation.epoch:
+        hypervisor.ensure_destroyed(context.instance.id)
+        context.midway()
+        hypervisor.ensure_undefined(context.instance.id)
+    context.host.console_path(context.instance.id).unlink(missing_ok=True)
+
+
+def start_domain(context: StepContext) -> Done:
+    """Start the domain.
+
+    Queue: host.<dst>; about a quarter of a second.
+    Idempotency: a domain that runs already is left alone.
+    Undo: by define_domain's.
+    On crash: begun again; libvirt finishes a start whose caller died.
+    Retries: while libvirt is out of reach.
+    """
+    context.midway()
+    context.host.hypervisor.ensure_started(context.instance.id)
+    return Done()
