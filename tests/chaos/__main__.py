@@ -3,9 +3,12 @@
 import json
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
+
+Case = TypeVar("Case")
 
 cli = typer.Typer(
     add_completion=False,
@@ -35,7 +38,7 @@ def run(
     ] = None,
     surroundings: Annotated[
         bool,
-        typer.Option("--surroundings", help="Break the surroundings in every phase; not --shard."),
+        typer.Option("--surroundings", help="Break the surroundings in every phase, on one lab."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of everything that the fire draws.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -51,6 +54,7 @@ def run(
       scripts/chaos --matrix --shard 1/4 --json > part-1.json
       scripts/chaos --minutes 10 --seed 7
       scripts/chaos --surroundings --only migrate:inside
+      scripts/chaos --surroundings --shard 1/6 --json > part-1.json
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         # A shell's background job is born deaf to SIGINT.
@@ -60,9 +64,14 @@ def run(
 
         raise typer.Exit(run_fire(minutes, seed, as_json))
     if surroundings:
+        from tests.chaos.surroundings.cases import choose as choose_surroundings
         from tests.chaos.surroundings.cli import run_surroundings
 
-        raise typer.Exit(run_surroundings(as_json, only or []))
+        chosen = _chosen(lambda: choose_surroundings(only or [], shard), shard)
+        if show:
+            typer.echo("\n".join(case.id for case in chosen))
+            return
+        raise typer.Exit(run_surroundings(chosen, as_json=as_json))
     from tests.chaos.matrix.cases import all_cases
     from tests.chaos.matrix.cli import choose, run_lane_to_stdout, run_matrix
 
@@ -72,16 +81,21 @@ def run(
         return
     if not matrix and not show:
         raise typer.BadParameter("say what: --matrix, --surroundings, --list or --minutes")
-    try:
-        cases = choose(only or [], shard, repeat)
-    except ValueError:
-        raise typer.BadParameter(f"--shard {shard}: write I/N, for example 1/4") from None
-    if not cases:
-        raise typer.BadParameter("no case has such an id; see them with --list")
+    cases = _chosen(lambda: choose(only or [], shard, repeat), shard)
     if show:
         typer.echo("\n".join(case.id for case in cases))
         return
     raise typer.Exit(run_matrix(cases, min(labs, len(cases)), as_json=as_json))
+
+
+def _chosen(choose: Callable[[], list[Case]], shard: str) -> list[Case]:
+    try:
+        cases = choose()
+    except ValueError:
+        raise typer.BadParameter(f"--shard {shard}: write I/N, for example 1/4") from None
+    if not cases:
+        raise typer.BadParameter("no case has such an id; see them with --list")
+    return cases
 
 
 if __name__ == "__main__":

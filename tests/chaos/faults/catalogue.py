@@ -39,20 +39,24 @@ __all__ = [
 HOURS_AHEAD_S = 2 * 3600
 HOURS_BEHIND_S = -5 * 3600
 FREEZE_PER_LEASE = 1.6
+REDIS_STOP_S = 3.0
 
 
-def list_faults(hosts: Sequence[str], *, lease_s: float) -> list[Fault]:
+def list_faults(
+    hosts: Sequence[str], *, lease_s: float, redis_stop_s: float = REDIS_STOP_S
+) -> list[Fault]:
     """Return every fault of a lab, in an order that never changes.
 
     Args:
         hosts: the lab's hosts.
         lease_s: length of a step's lease; a frozen worker is frozen for longer.
+        redis_stop_s: how long Redis is stopped.
     """
     freeze_s = lease_s * FREEZE_PER_LEASE
     faults: list[Fault] = [
         RedisKilledAndEmptied(),
         RedisFlushed(),
-        Frozen("redis", 3.0, "stopped"),
+        Frozen("redis", redis_stop_s, "stopped"),
         RedisRefusesWrites(),
         PostgresRestarted(),
         Killed("postgres"),

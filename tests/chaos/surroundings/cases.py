@@ -32,6 +32,8 @@ MOMENTS = ("acting", "inside", "acted")
 REACH_S = 30.0
 OUTCOME_S = 100.0
 SETTLE_S = 15.0
+# Longer than every time-out of a socket.
+REDIS_STOP_S = 30.0
 # With these an operation may fail, as long as it is undone and says so; with others it must not.
 MAY_FAIL = ("libvirtd_killed", "qemu_killed", "network_cut:src:dst", "finish_reply_lost")
 # Nothing is known of the guest's power then but by the independent checker.
@@ -102,9 +104,13 @@ def list_cases() -> list[SurroundingsCase]:
         for point in all_points()
         if point.kind == kind and point.moment in MOMENTS and point.step and not point.is_undo
     ]
-    names = [fault.name for fault in list_faults(("src", "dst"), lease_s=LEASE_S)]
+    names = [fault.name for fault in _list_faults(("src", "dst"))]
     cases = [SurroundingsCase(label, point, name) for label, point in phases for name in names]
     return [case for case in cases if _is_meant(case)]
+
+
+def _list_faults(hosts: Sequence[str]) -> list[Fault]:
+    return list_faults(hosts, lease_s=LEASE_S, redis_stop_s=REDIS_STOP_S)
 
 
 def _is_meant(case: SurroundingsCase) -> bool:
@@ -159,6 +165,19 @@ def run_case(stage: Stage, case: SurroundingsCase) -> SurroundingsResult:
     )
 
 
+def lost(case: SurroundingsCase, error: Exception) -> SurroundingsResult:
+    """Return what became of a case under which the lab broke."""
+    return SurroundingsResult(
+        case=case.id,
+        phase=case.phase,
+        fault=case.fault,
+        verdict="not held",
+        why=f"the lab was lost: {type(error).__name__}: {error}",
+        outcome="",
+        elapsed_ms=0.0,
+    )
+
+
 class _Run:
     """One case under way."""
 
@@ -209,8 +228,7 @@ class _Run:
 
     def _find_fault(self) -> Fault:
         hosts = (self._src, self._dst)
-        named = list_faults(("src", "dst"), lease_s=LEASE_S)
-        real = list_faults(hosts, lease_s=LEASE_S)
+        named, real = _list_faults(("src", "dst")), _list_faults(hosts)
         return next(
             fault for name, fault in zip(named, real, strict=True) if name.name == self._case.fault
         )
@@ -273,6 +291,13 @@ class _Run:
             self._stage.ensure_deleted(self._guest)
 
 
-def choose(only: Sequence[str]) -> list[SurroundingsCase]:
-    """Return the cases whose id has one of the substrings; all when there are none."""
-    return [case for case in list_cases() if not only or any(word in case.id for word in only)]
+def choose(only: Sequence[str], shard: str = "1/1") -> list[SurroundingsCase]:
+    """Return the cases that are to be run.
+
+    Args:
+        only: substrings of ids; a case is chosen when it has one of them, all when there are none.
+        shard: ``I/N``, every N-th case from the I-th on.
+    """
+    chosen = [case for case in list_cases() if not only or any(word in case.id for word in only)]
+    index, count = (int(number) for number in shard.split("/"))
+    return chosen[index - 1 :: count]

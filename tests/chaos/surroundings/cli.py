@@ -10,36 +10,48 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
+from tests.chaos.matrix.lane import LAB_IS_LOST
 from tests.chaos.stage import set_stage
-from tests.chaos.surroundings.cases import SurroundingsResult, choose, run_case
+from tests.chaos.surroundings.cases import (
+    SurroundingsCase,
+    SurroundingsResult,
+    lost,
+    run_case,
+)
 
 HOSTS = 2
 SHOWN = {"held": "✓", "not held": "[bold red]✗[/]", "missed": "·"}
 
 
-def run_surroundings(as_json: bool, only: Sequence[str] = ()) -> int:
-    """Run all cases one after the other.
+def run_surroundings(cases: Sequence[SurroundingsCase], *, as_json: bool) -> int:
+    """Run cases one after the other; a lab that breaks is replaced.
 
     Args:
+        cases: in the order in which they run.
         as_json: print one JSON object instead of a table.
-        only: substrings of the cases' ids.
 
     Returns:
         The exit code: 1 when any did not hold.
     """
-    cases = choose(only)
     results: list[SurroundingsResult] = []
     console = Console(stderr=True)
     began_at = time.monotonic()
-    with set_stage(hosts=HOSTS, bent=True) as stage:
-        for number, case in enumerate(cases, 1):
-            result = run_case(stage, case)
-            results.append(result)
-            line = f"{number}/{len(cases)} {result.verdict} {case.id} → {result.outcome}"
-            told = f"{line} {result.elapsed_ms:.0f} ms {result.why}"
-            console.print(told, markup=False, soft_wrap=True)
-            for line in result.timeline:
-                console.print(f"    {line}", markup=False, soft_wrap=True)
+    todo = list(cases)
+    while todo:
+        with set_stage(hosts=HOSTS, bent=True) as stage:
+            for case in list(todo):
+                todo.remove(case)
+                try:
+                    result = run_case(stage, case)
+                except LAB_IS_LOST as exc:
+                    results.append(lost(case, exc))
+                    break
+                results.append(result)
+                line = f"{len(results)}/{len(cases)} {result.verdict} {case.id} → {result.outcome}"
+                told = f"{line} {result.elapsed_ms:.0f} ms {result.why}"
+                console.print(told, markup=False, soft_wrap=True)
+                for line in result.timeline:
+                    console.print(f"    {line}", markup=False, soft_wrap=True)
     report = {
         "cases": len(results),
         "verdicts": dict(Counter(result.verdict for result in results)),
