@@ -43,6 +43,7 @@ def describe_domain(
         format="qcow2",
         backing_path=image_path,
         backing_format=image_format,
+        boot_order=1,
     )
     nics: tuple[NicSpec, ...] = ()
     if spec.bridge is not None:

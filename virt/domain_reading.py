@@ -14,6 +14,7 @@ from lxml import etree
 METADATA_URI = "https://innkeeper.dev/xmlns/1"
 METADATA_KEY = "innkeeper"
 _GUEST = f"{{{METADATA_URI}}}guest"
+_ENTRY = f"{{{METADATA_URI}}}entry"
 
 Element = etree._Element
 
@@ -72,9 +73,7 @@ def for_destination(
     if metadata is None:
         metadata = etree.Element("metadata")
         root.insert(0, metadata)
-    for old in metadata.findall(_GUEST):
-        metadata.remove(old)
-    metadata.append(guest_element(epoch, operation_id))
+    _mark(metadata, epoch, operation_id)
     if console_path is not None:
         for source in root.iterfind("devices/serial[@type='file']/source"):
             source.set("path", absolute(console_path))
@@ -83,6 +82,15 @@ def for_destination(
     for disk in root.iterfind("devices/disk"):
         _move_disk(disk, disk_sources or {}, backing_sources or {})
     return to_text(root)
+
+
+def _mark(metadata: Element, epoch: int, operation_id: UUID) -> None:
+    """Say anew whose the domain is, and keep what the guest's owner has said."""
+    fresh = guest_element(epoch, operation_id)
+    for old in metadata.findall(_GUEST):
+        fresh.extend(old)
+        metadata.remove(old)
+    metadata.append(fresh)
 
 
 def _move_disk(
@@ -113,6 +121,9 @@ def cpu_demand(domain_xml: str) -> CpuDemand:
     """Return the part of a domain's XML that the CPU comparison needs."""
     root = _parse(domain_xml)
     cpu, kind = root.find("cpu"), root.find("os/type")
+    if cpu is not None and cpu.get("mode") is None and cpu.find("model") is None:
+        # A topology alone asks nothing of the host's CPU.
+        cpu = None
     if cpu is not None:
         cpu.tail = None
     return CpuDemand(
@@ -131,7 +142,9 @@ def is_agent_connected(live_xml: str) -> bool:
     return found is not None
 
 
-_FREE_ATTRIBUTES = frozenset({"file", "path", "uuid", "epoch", "operation", "address", "bridge"})
+_FREE_ATTRIBUTES = frozenset(
+    {"file", "path", "uuid", "epoch", "operation", "address", "bridge", "key", "template"}
+)
 
 
 def shape_of(xml: str) -> str:
@@ -173,11 +186,21 @@ def _parse(xml: str, *, strip: bool = False) -> Element:
     return etree.fromstring(xml.encode(), parser)
 
 
-def guest_element(epoch: int, operation_id: UUID) -> Element:
-    """Return our metadata: who wrote the domain, and for which epoch of its record."""
+def guest_element(
+    epoch: int, operation_id: UUID, entries: tuple[tuple[str, str], ...] = ()
+) -> Element:
+    """Return our metadata: who wrote the domain, for which epoch of its record, the owner's words.
+
+    Args:
+        epoch: the record's.
+        operation_id: the operation that defines the domain.
+        entries: the owner's keys and values.
+    """
     element = etree.Element(_GUEST, nsmap={METADATA_KEY: METADATA_URI})
     element.set("epoch", str(epoch))
     element.set("operation", str(operation_id))
+    for key, value in entries:
+        etree.SubElement(element, _ENTRY, key=key).text = value
     return element
 
 

@@ -7,6 +7,7 @@ libvirt's XML, or changed in it, is in virt.domain_reading and offered here as w
 from lxml import etree
 
 from innkeeper.errors import InvalidRequest
+from virt.domain_devices import add_devices
 from virt.domain_reading import (
     METADATA_URI,
     CpuDemand,
@@ -21,7 +22,17 @@ from virt.domain_reading import (
     parse_metadata,
     to_text,
 )
-from virt.domain_spec import CdromSpec, DiskSpec, DomainSpec, NicSpec
+from virt.domain_rules import problems_of
+from virt.domain_spec import (
+    CdromSpec,
+    DiskSpec,
+    DomainSpec,
+    KernelSpec,
+    NicSpec,
+    RemoteSource,
+    TopologySpec,
+    UefiSpec,
+)
 
 __all__ = [
     "METADATA_URI",
@@ -29,7 +40,11 @@ __all__ = [
     "CpuDemand",
     "DiskSpec",
     "DomainSpec",
+    "KernelSpec",
     "NicSpec",
+    "RemoteSource",
+    "TopologySpec",
+    "UefiSpec",
     "cpu_demand",
     "digest_xml",
     "for_destination",
@@ -44,15 +59,24 @@ def render_domain(spec: DomainSpec) -> str:
     """Return the domain XML of a guest; the same spec gives the same bytes.
 
     Raises:
-        InvalidRequest: a value cannot stand in XML, or a path is not absolute.
+        InvalidRequest: the description contradicts itself or what machines can have, a value
+            cannot stand in XML, or a path is not absolute.
     """
+    problems = problems_of(spec)
+    if problems:
+        raise _refusal(spec, problems)
     try:
         return _render(spec)
     except ValueError as error:
-        raise InvalidRequest(
-            f"The guest {spec.instance_id} cannot be described to libvirt: {error}.",
-            {"problems": [{"path": "domain", "message": str(error)}]},
-        ) from error
+        raise _refusal(spec, [("domain", str(error))]) from error
+
+
+def _refusal(spec: DomainSpec, problems: list[tuple[str, str]]) -> InvalidRequest:
+    said = "; ".join(f"{path}: {message}" for path, message in problems)
+    return InvalidRequest(
+        f"The guest {spec.instance_id} cannot be described to libvirt ({said}).",
+        {"problems": [{"path": path, "message": message} for path, message in problems]},
+    )
 
 
 def _render(spec: DomainSpec) -> str:
@@ -60,16 +84,14 @@ def _render(spec: DomainSpec) -> str:
     _text(root, "name", spec.name)
     _text(root, "uuid", str(spec.instance_id))
     metadata = etree.SubElement(root, "metadata")
-    metadata.append(guest_element(spec.epoch, spec.operation_id))
+    metadata.append(guest_element(spec.epoch, spec.operation_id, spec.metadata))
     _text(root, "memory", str(spec.memory_mib), unit="MiB")
     _text(root, "vcpu", str(spec.vcpus), placement="static")
-    os_ = etree.SubElement(root, "os")
-    _text(os_, "type", "hvm", arch=spec.arch, machine=spec.machine)
-    etree.SubElement(os_, "boot", dev="hd")
+    _boot(root, spec)
     features = etree.SubElement(root, "features")
     etree.SubElement(features, "acpi")
     etree.SubElement(features, "apic")
-    _cpu(root, spec.cpu)
+    _cpu(root, spec.cpu, spec.topology)
     clock = etree.SubElement(root, "clock", offset="utc")
     etree.SubElement(clock, "timer", name="rtc", tickpolicy="catchup")
     etree.SubElement(clock, "timer", name="pit", tickpolicy="delay")
@@ -77,95 +99,41 @@ def _render(spec: DomainSpec) -> str:
     _text(root, "on_poweroff", "destroy")
     _text(root, "on_reboot", "restart")
     _text(root, "on_crash", "destroy")
-    _devices(etree.SubElement(root, "devices"), spec)
+    add_devices(etree.SubElement(root, "devices"), spec)
     return to_text(root)
 
 
-def _cpu(root: Element, model: str | None) -> None:
-    if model is None:
+def _boot(root: Element, spec: DomainSpec) -> None:
+    os_ = etree.SubElement(root, "os")
+    _text(os_, "type", "hvm", arch=spec.arch, machine=spec.machine)
+    if spec.uefi is not None:
+        _text(os_, "loader", absolute(spec.uefi.code_path), readonly="yes", type="pflash")
+        template = absolute(spec.uefi.template_path)
+        _text(os_, "nvram", absolute(spec.uefi.nvram_path), template=template)
+    if spec.kernel is not None:
+        _text(os_, "kernel", absolute(spec.kernel.kernel_path))
+        if spec.kernel.ramdisk_path is not None:
+            _text(os_, "initrd", absolute(spec.kernel.ramdisk_path))
+        if spec.kernel.command_line:
+            _text(os_, "cmdline", spec.kernel.command_line)
+
+
+def _cpu(root: Element, model: str | None, topology: TopologySpec | None) -> None:
+    if model is None and topology is None:
         return
-    cpu = etree.SubElement(root, "cpu", mode="custom", match="exact", check="partial")
-    _text(cpu, "model", model, fallback="forbid")
-
-
-def _devices(devices: Element, spec: DomainSpec) -> None:
-    for disk in spec.disks:
-        _disk(devices, disk)
-    for cdrom in spec.cdroms:
-        _cdrom(devices, cdrom)
-    # No USB: an idle controller costs a guest without KVM a few per cent of a CPU.
-    etree.SubElement(devices, "controller", type="usb", model="none")
-    for nic in spec.nics:
-        _nic(devices, nic)
-    if spec.console_log_path is not None:
-        _console(devices, spec.console_log_path)
-    if spec.has_agent_channel:
-        channel = etree.SubElement(devices, "channel", type="unix")
-        etree.SubElement(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
-    _screen(devices, spec.has_vnc)
-    if spec.watchdog is not None:
-        etree.SubElement(devices, "watchdog", model="i6300esb", action=spec.watchdog)
-    etree.SubElement(devices, "memballoon", model="virtio" if spec.has_balloon else "none")
-    if spec.has_rng:
-        rng = etree.SubElement(devices, "rng", model="virtio")
-        _text(rng, "backend", "/dev/urandom", model="random")
-
-
-def _disk(devices: Element, spec: DiskSpec) -> None:
-    disk = etree.SubElement(devices, "disk", type="file", device="disk")
-    driver = etree.SubElement(disk, "driver", name="qemu", type=spec.format, cache=spec.cache)
-    driver.set("discard", "unmap")
-    etree.SubElement(disk, "source", file=absolute(spec.path))
-    # Always spelled out to its end: libvirt must never look into a file a guest has written.
-    backing = etree.SubElement(disk, "backingStore")
-    if spec.backing_path is not None:
-        backing.set("type", "file")
-        etree.SubElement(backing, "format", type=spec.backing_format)
-        etree.SubElement(backing, "source", file=absolute(spec.backing_path))
-        etree.SubElement(backing, "backingStore")
-    etree.SubElement(disk, "target", dev=spec.target, bus=spec.bus)
-    if spec.serial is not None:
-        _text(disk, "serial", spec.serial)
-    if spec.is_readonly:
-        etree.SubElement(disk, "readonly")
-
-
-def _cdrom(devices: Element, spec: CdromSpec) -> None:
-    disk = etree.SubElement(devices, "disk", type="file", device="cdrom")
-    etree.SubElement(disk, "driver", name="qemu", type="raw")
-    if spec.path is not None:
-        etree.SubElement(disk, "source", file=absolute(spec.path))
-    etree.SubElement(disk, "target", dev=spec.target, bus=spec.bus)
-    etree.SubElement(disk, "readonly")
-
-
-def _nic(devices: Element, spec: NicSpec) -> None:
-    nic = etree.SubElement(devices, "interface", type="bridge")
-    etree.SubElement(nic, "mac", address=spec.mac)
-    etree.SubElement(nic, "source", bridge=spec.bridge)
-    etree.SubElement(nic, "model", type=spec.model)
-    if spec.filter_name is not None:
-        etree.SubElement(nic, "filterref", filter=spec.filter_name)
-    if spec.mtu is not None:
-        etree.SubElement(nic, "mtu", size=str(spec.mtu))
-
-
-def _console(devices: Element, path: str) -> None:
-    serial = etree.SubElement(devices, "serial", type="file")
-    # Appended, so that a restart keeps what the last boot said; readers remember their offset.
-    etree.SubElement(serial, "source", path=absolute(path), append="on")
-    etree.SubElement(serial, "target", port="0")
-
-
-def _screen(devices: Element, has_vnc: bool) -> None:
-    video = etree.SubElement(devices, "video")
-    if not has_vnc:
-        etree.SubElement(video, "model", type="none")
-        return
-    etree.SubElement(video, "model", type="vga", vram="16384", heads="1", primary="yes")
-    graphics = etree.Element("graphics", type="vnc", port="-1", autoport="yes")
-    etree.SubElement(graphics, "listen", type="address", address="127.0.0.1")
-    video.addprevious(graphics)
+    cpu = etree.SubElement(root, "cpu")
+    if model is not None:
+        cpu.attrib.update({"mode": "custom", "match": "exact", "check": "partial"})
+        _text(cpu, "model", model, fallback="forbid")
+    if topology is not None:
+        etree.SubElement(
+            cpu,
+            "topology",
+            sockets=str(topology.sockets),
+            dies="1",
+            cores=str(topology.cores),
+            threads=str(topology.threads),
+        )
 
 
 def _text(parent: Element, tag: str, text: str, **attributes: str) -> Element:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from innkeeper.errors import InvalidRequest
+from tests.unit.virt.domain_trees import specs
 from virt.domain_reading import for_destination, is_agent_connected
 from virt.domain_xml import (
-    CdromSpec,
     DiskSpec,
     DomainSpec,
     NicSpec,
@@ -43,54 +43,6 @@ SPEC = DomainSpec(
     console_log_path="/d/console.log",
 )
 
-paths = st.text(
-    st.characters(min_codepoint=32, max_codepoint=0xFFFD, exclude_categories=("Cs", "Cc")),
-    min_size=1,
-    max_size=40,
-).map(lambda text: "/" + text.replace("..", "__"))
-disks = st.builds(
-    DiskSpec,
-    target=st.sampled_from(["vda", "vdb", "sda"]),
-    path=paths,
-    format=st.sampled_from(["qcow2", "raw"]),
-    backing_path=st.none() | paths,
-    backing_format=st.sampled_from(["qcow2", "raw"]),
-    bus=st.sampled_from(["virtio", "scsi", "sata", "ide"]),
-    cache=st.sampled_from(["none", "writeback", "writethrough", "unsafe"]),
-    serial=st.none() | st.from_regex(r"[A-Za-z0-9_.+-]{1,20}", fullmatch=True),
-    is_readonly=st.booleans(),
-)
-nics = st.builds(
-    NicSpec,
-    mac=st.from_regex(r"52:54:00(:[0-9a-f]{2}){3}", fullmatch=True),
-    bridge=st.from_regex(r"[a-zA-Z0-9_.-]{1,15}", fullmatch=True),
-    filter_name=st.none() | st.just("clean-traffic"),
-    mtu=st.none() | st.integers(576, 9000),
-)
-specs = st.builds(
-    DomainSpec,
-    instance_id=st.uuids(),
-    name=st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
-    epoch=st.integers(0, 2**62),
-    operation_id=st.uuids(),
-    vcpus=st.integers(1, 512),
-    memory_mib=st.integers(16, 2**24),
-    machine=st.sampled_from(["pc-i440fx-7.2", "pc-q35-7.2"]),
-    domain_type=st.sampled_from(["qemu", "kvm"]),
-    cpu=st.none() | st.sampled_from(["qemu64", "EPYC", "Skylake-Server"]),
-    disks=st.lists(disks, max_size=3).map(tuple),
-    cdroms=st.lists(
-        st.builds(CdromSpec, target=st.just("hda"), path=st.none() | paths), max_size=1
-    ).map(tuple),
-    nics=st.lists(nics, max_size=2).map(tuple),
-    console_log_path=st.none() | paths,
-    has_agent_channel=st.booleans(),
-    has_rng=st.booleans(),
-    has_vnc=st.booleans(),
-    has_balloon=st.booleans(),
-    watchdog=st.none() | st.sampled_from(["reset", "poweroff", "none"]),
-)
-
 
 @pytest.fixture(scope="module")
 def schema() -> etree.RelaxNG:
@@ -100,13 +52,15 @@ def schema() -> etree.RelaxNG:
 
 
 @settings(max_examples=60, deadline=None)
-@given(spec=specs)
+@given(spec=specs())
 def test_every_spec_fits_libvirts_schema(schema: etree.RelaxNG, spec: DomainSpec) -> None:
     xml = render_domain(spec)
     assert xml == render_domain(spec)
     root = etree.fromstring(xml)
     assert schema.validate(root), schema.error_log.last_error
     assert parse_metadata(xml) == (spec.epoch, spec.operation_id)
+    entries = {entry.get("key"): entry.text or "" for entry in root.iterfind("metadata/*/*")}
+    assert entries == dict(spec.metadata)
     files = [source.get("file") for source in root.iterfind("devices/disk/source")]
     assert files == [disk.path for disk in spec.disks] + [
         cdrom.path for cdrom in spec.cdroms if cdrom.path
@@ -117,7 +71,7 @@ def test_every_spec_fits_libvirts_schema(schema: etree.RelaxNG, spec: DomainSpec
 
 
 @settings(max_examples=60, deadline=None)
-@given(spec=specs, epoch=st.integers(0, 2**62), operation_id=st.uuids())
+@given(spec=specs(), epoch=st.integers(0, 2**62), operation_id=st.uuids())
 def test_a_destination_differs_only_on_the_hosts_side(
     schema: etree.RelaxNG, spec: DomainSpec, epoch: int, operation_id: UUID
 ) -> None:
@@ -136,6 +90,8 @@ def test_a_destination_differs_only_on_the_hosts_side(
     assert schema.validate(root)
     assert parse_metadata(moved) == (epoch, operation_id)
     assert len(root.findall("metadata/*")) == 1
+    entries = {entry.get("key"): entry.text or "" for entry in root.iterfind("metadata/*/*")}
+    assert entries == dict(spec.metadata)
     again = for_destination(moved, epoch=epoch, operation_id=operation_id)
     assert digest_xml(again) == digest_xml(moved)
 
