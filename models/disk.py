@@ -1,10 +1,10 @@
 """Disks of guests: what each host that takes the guest makes anew, or finds."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Timestamps
@@ -32,12 +32,12 @@ class Disk(Timestamps, Base):
     target: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     file: Mapped[str]
-    format: Mapped[str]
-    bus: Mapped[str]
+    format: Mapped[Literal["qcow2", "raw"]] = mapped_column(String)
+    bus: Mapped[Literal["virtio", "scsi", "sata", "ide"]] = mapped_column(String)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     serial: Mapped[str | None]
     backing_sha256: Mapped[str | None] = mapped_column(ForeignKey("images.sha256"), index=True)
-    backing_format: Mapped[str | None]
+    backing_format: Mapped[Literal["qcow2", "raw"] | None] = mapped_column(String)
     remote_url: Mapped[str | None]
     hydrated_at: Mapped[datetime | None]
     facts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))

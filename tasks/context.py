@@ -46,10 +46,6 @@ class Pool:
         """Directory of a guest's files."""
         return self.path / "instances" / str(instance_id)
 
-    def root_disk(self, instance_id: UUID) -> Path:
-        """The guest's root disk."""
-        return self.instance_dir(instance_id) / "root.qcow2"
-
 
 @dataclass(frozen=True, slots=True)
 class HostServices:

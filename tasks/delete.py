@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from innkeeper.errors import StaleDomain
 from innkeeper.states import InstanceState, PowerState
+from models.disks import forget_disks
 from models.host import Claim
 from models.instance import Instance
 from models.operation import Operation
@@ -64,6 +65,7 @@ def remove_files(context: StepContext) -> Done:
 def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
     instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
     session.execute(sql_delete(Claim).where(Claim.instance_id == instance.id))
+    forget_disks(session, instance.id)
     instance.state = InstanceState.DELETED
     instance.power_state = PowerState.NOSTATE
     instance.deleted_at = func.clock_timestamp()

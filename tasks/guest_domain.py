@@ -1,13 +1,15 @@
 """From a guest's record to its domain; pure, so that any host renders the same."""
 
 import hashlib
-from typing import Literal
+from collections.abc import Sequence
 
 from innkeeper.types import InstanceSpec
+from models.disk import Disk
 from models.instance import Instance
 from models.operation import Operation
 from tasks.context import HostServices, get_pool
-from virt.domain_xml import DiskSpec, DomainSpec, NicSpec
+from tasks.guest_disks import describe_disks
+from virt.domain_xml import DomainSpec, NicSpec
 
 MACHINE = "pc-i440fx-7.2"
 ANTI_SPOOF_FILTER = "clean-traffic"
@@ -24,8 +26,7 @@ def describe_domain(
     instance: Instance,
     *,
     operation: Operation,
-    image_path: str,
-    image_format: Literal["qcow2", "raw"],
+    disks: Sequence[Disk],
 ) -> DomainSpec:
     """Describe the domain of a new guest.
 
@@ -33,18 +34,9 @@ def describe_domain(
         services: the host's parts; only its paths and domain type are used.
         instance: the guest's row.
         operation: the spawn; its id and epoch go into the metadata.
-        image_path: the cached base of the root disk.
-        image_format: ``qcow2`` or ``raw``.
+        disks: the rows of its disks, the root disk first.
     """
     spec = InstanceSpec.model_validate(instance.spec)
-    root = DiskSpec(
-        target="vda",
-        path=str(get_pool(services, instance.pool).root_disk(instance.id)),
-        format="qcow2",
-        backing_path=image_path,
-        backing_format=image_format,
-        boot_order=1,
-    )
     nics: tuple[NicSpec, ...] = ()
     if spec.bridge is not None:
         nics = (
@@ -62,7 +54,7 @@ def describe_domain(
         machine=MACHINE,
         domain_type=services.domain_type,
         cpu=None,
-        disks=(root,),
+        disks=describe_disks(get_pool(services, instance.pool), instance, disks),
         nics=nics,
         console_log_path=str(services.console_path(instance.id)),
     )

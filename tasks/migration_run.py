@@ -14,6 +14,7 @@ from innkeeper.errors import (
 from innkeeper.states import Handover, PowerState, Storage
 from innkeeper.types import InstanceSpec, MigrationPolicy
 from tasks.context import StepContext
+from tasks.guest_disks import get_guest_disks
 from tasks.migration_checks import get_dst_address
 from tasks.reconcile import Look
 from tasks.workflow import Done
@@ -45,16 +46,17 @@ def prepare(context: StepContext) -> Done:
         ),
         check=context.checkpoint,
     )
-    root_disk = context.pool.root_disk(context.instance.id)
-    context.intend(directory=str(root_disk.parent))
-    root_disk.parent.mkdir(parents=True, exist_ok=True)
+    directory = context.pool.instance_dir(context.instance.id)
+    context.intend(directory=str(directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    root = get_guest_disks(context)[0]
     disks.create_overlay(
-        root_disk,
+        directory / root.file,
         backing_path=image.path,
         backing_format=image.format,
-        size_bytes=max(context.instance.disk_gib * 1024**3, image.virtual_size_bytes),
+        size_bytes=root.size_bytes,
     )
-    return Done({"made": [str(root_disk)]})
+    return Done({"made": [root.file]})
 
 
 def move(context: StepContext) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def _request(context: StepContext) -> MigrationRequest:
         migrate_uri=f"tcp://{address}",
         dst_xml=dst_xml,
         persistent_xml=dst_xml,
-        migrate_disks=("vda",) if is_block else (),
+        migrate_disks=tuple(d.target for d in get_guest_disks(context)) if is_block else (),
         is_incremental=is_block,
         is_paused_arrival=policy.handover == Handover.SAFE,
         bandwidth_mib_s=policy.bandwidth_mib_s,

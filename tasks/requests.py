@@ -42,6 +42,7 @@ from models.operations import (
 from models.queries import record_event
 from tasks.catalogue import WORKFLOWS
 from tasks.choosing import choose_and_claim
+from tasks.disk_plan import plan_disks, refuse_unbuilt, size_gib
 from tasks.migration_checks import failure
 from tasks.placement import Refusal
 from tasks.spawn import demand_of
@@ -146,6 +147,8 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         InvalidRequest, AlreadyExists, NoHostFits: nothing was written.
     """
     spec = parse_request(InstanceSpec, fields.get("spec"))
+    refuse_unbuilt(spec)
+    disk_gib = size_gib(plan_disks(spec))
     wire = spec.model_dump(mode="json")
     instance_id = uuid4()
     new = _new(envelope, "spawn", fields, {}, deadline_s=SPAWN_MARGIN_S + spec.boot_timeout_s)
@@ -160,7 +163,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
             pool=spec.pool,
             vcpus=spec.vcpus,
             memory_mib=spec.memory_mib,
-            disk_gib=spec.disk_gib,
+            disk_gib=disk_gib,
         )
         .on_conflict_do_nothing(
             index_elements=[Instance.name], index_where=text("state <> 'deleted'")

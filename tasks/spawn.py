@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import HostUnsuitable, HypervisorUnavailable, NoHostFits
 from innkeeper.states import BootStage, InstanceState, PowerState
 from models.claims import release_claim
+from models.disks import forget_disks
 from models.event import Event
 from models.instance import Instance
 from models.operation import Operation, Step
@@ -48,6 +49,7 @@ def _fail(session: Session, operation: Operation) -> None:
     instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
     if operation.dst_host is not None:
         release_claim(session, host=operation.dst_host, instance_id=instance.id)
+    forget_disks(session, instance.id)
     instance.state = InstanceState.DELETED
     instance.deleted_at = func.clock_timestamp()
     instance.fault = operation.error

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import StaleDomain
 from models.instance import Instance
 from tasks.context import StepContext
+from tasks.guest_disks import get_guest_disks
 from tasks.guest_domain import describe_domain
 from tasks.workflow import Done
 from virt.domain_xml import digest_xml, render_domain
@@ -24,8 +25,7 @@ def render_xml(context: StepContext) -> Done:
         context.host,
         context.instance,
         operation=context.operation,
-        image_path=context.details["fetch_image"]["path"],
-        image_format=context.details["fetch_image"]["format"],
+        disks=get_guest_disks(context),
     )
     context.midway()
     xml = render_domain(domain)

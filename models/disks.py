@@ -1,0 +1,43 @@
+"""Which disks a guest has: written when they are made, read by whoever makes them elsewhere."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.orm import Session
+
+from models.disk import Disk
+
+# These travel with the guest; a config drive is made anew where it goes.
+WRITTEN_KINDS = ("root", "ephemeral", "swap", "data")
+
+
+def replace_disks(session: Session, instance_id: UUID, rows: Iterable[dict[str, Any]]) -> None:
+    """Write which disks a guest has, whatever an earlier attempt has written of them.
+
+    Args:
+        session: an open transaction.
+        instance_id: the guest.
+        rows: columns of models.disk.Disk, without the guest; root, ephemeral, swap, data only.
+    """
+    session.execute(
+        delete(Disk).where(Disk.instance_id == instance_id, Disk.kind.in_(WRITTEN_KINDS))
+    )
+    for row in rows:
+        session.execute(insert(Disk).values(instance_id=instance_id, **row))
+
+
+def list_disks(session: Session, instance_id: UUID) -> list[Disk]:
+    """Return the disks that a guest writes to, the root disk first."""
+    disks = session.scalars(
+        select(Disk)
+        .where(Disk.instance_id == instance_id, Disk.kind.in_(WRITTEN_KINDS))
+        .order_by(Disk.kind != "root", Disk.target)
+    )
+    return list(disks)
+
+
+def forget_disks(session: Session, instance_id: UUID) -> None:
+    """Remove all rows of a guest that is gone: they would lease its images for ever."""
+    session.execute(delete(Disk).where(Disk.instance_id == instance_id))

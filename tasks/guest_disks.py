@@ -1,0 +1,66 @@
+"""A guest's disks as their rows have them, and what its domain says of them."""
+
+from collections.abc import Iterable
+
+from sqlalchemy.orm import Session
+
+from innkeeper.types import InstanceSpec
+from models.disk import Disk
+from models.disks import list_disks
+from models.image import Image
+from models.instance import Instance
+from tasks.context import Pool, StepContext
+from virt.domain_xml import DiskSpec
+
+GIB = 1024**3
+
+
+def get_guest_disks(context: StepContext) -> list[Disk]:
+    """Return the disks that the guest writes to, the root disk first."""
+    instance = context.instance
+
+    def read(session: Session) -> list[Disk]:
+        return list_disks(session, instance.id) or _disks_of_release_0_1(session, instance)
+
+    return context.database.run(read)
+
+
+def describe_disks(pool: Pool, instance: Instance, disks: Iterable[Disk]) -> tuple[DiskSpec, ...]:
+    """Return what stands in the domain for each disk; the backing files are the pool's images."""
+    directory = pool.instance_dir(instance.id)
+    return tuple(
+        DiskSpec(
+            target=disk.target,
+            path=str(directory / disk.file),
+            format=disk.format,
+            backing_path=None
+            if disk.backing_sha256 is None
+            else str(pool.images.path_for(disk.backing_sha256, disk.backing_format or "qcow2")),
+            backing_format=disk.backing_format or "qcow2",
+            bus=disk.bus,
+            serial=disk.serial,
+            boot_order=1 if disk.kind == "root" else None,
+        )
+        for disk in disks
+    )
+
+
+def _disks_of_release_0_1(session: Session, instance: Instance) -> list[Disk]:
+    """A worker of the previous release writes no rows; its guests have one overlay each."""
+    if instance.image_sha256 is None:
+        return []
+    spec = InstanceSpec.model_validate(instance.spec)
+    image = session.get_one(Image, instance.image_sha256)
+    root = Disk(
+        instance_id=instance.id,
+        target="vda",
+        kind="root",
+        file="root.qcow2",
+        format="qcow2",
+        bus="virtio",
+        size_bytes=max(spec.disk_gib * GIB, image.virtual_size_bytes),
+        backing_sha256=image.sha256,
+        backing_format=spec.image_format,
+        facts={},
+    )
+    return [root]
