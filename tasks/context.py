@@ -17,6 +17,7 @@ from models.operation import Operation
 from models.operations import commit_unless_cancelled, write_progress
 from models.session import Database
 from tasks.crashpoints import crash_point
+from tasks.guest_abi import GuestDefaults
 from tasks.leases import HeldLease
 from virt.hypervisor import Hypervisor
 from virt.images import ImageCache
@@ -58,6 +59,7 @@ class HostServices:
     console_dir: Path
     migration_address: str
     domain_type: Literal["qemu", "kvm"]
+    guest_defaults: GuestDefaults
 
     def console_path(self, instance_id: UUID) -> Path:
         """Where the guest's serial console is logged."""

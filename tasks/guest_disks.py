@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from innkeeper.types import InstanceSpec
 from models.disk import Disk
-from models.disks import list_disks
+from models.disks import WRITTEN_KINDS, list_disks
 from models.image import Image
 from models.instance import Instance
 from tasks.context import Pool, StepContext
-from virt.domain_xml import DiskSpec
+from virt.domain_xml import CdromSpec, DiskSpec
 
 GIB = 1024**3
 
@@ -23,6 +24,23 @@ def get_guest_disks(context: StepContext) -> list[Disk]:
         return list_disks(session, instance.id) or _disks_of_release_0_1(session, instance)
 
     return context.database.run(read)
+
+
+def get_config_drives(context: StepContext) -> tuple[CdromSpec, ...]:
+    """Return the CD-ROMs that tell the guest who it is: one, or none."""
+    instance, directory = context.instance, context.pool.instance_dir(context.instance.id)
+
+    def read(session: Session) -> list[Disk]:
+        return list(
+            session.scalars(
+                select(Disk).where(Disk.instance_id == instance.id, Disk.kind.not_in(WRITTEN_KINDS))
+            )
+        )
+
+    return tuple(
+        CdromSpec(target=drive.target, path=str(directory / drive.file), bus=drive.bus)
+        for drive in context.database.run(read)
+    )
 
 
 def describe_disks(pool: Pool, instance: Instance, disks: Iterable[Disk]) -> tuple[DiskSpec, ...]:
@@ -39,7 +57,6 @@ def describe_disks(pool: Pool, instance: Instance, disks: Iterable[Disk]) -> tup
             backing_format=disk.backing_format or "qcow2",
             bus=disk.bus,
             serial=disk.serial,
-            boot_order=1 if disk.kind == "root" else None,
         )
         for disk in disks
     )

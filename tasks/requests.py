@@ -43,6 +43,7 @@ from models.queries import record_event
 from tasks.catalogue import WORKFLOWS
 from tasks.choosing import choose_and_claim
 from tasks.disk_plan import plan_disks, refuse_unbuilt, size_gib
+from tasks.guest_domain import refuse_impossible
 from tasks.migration_checks import failure
 from tasks.placement import Refusal
 from tasks.spawn import demand_of
@@ -148,6 +149,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     """
     spec = parse_request(InstanceSpec, fields.get("spec"))
     refuse_unbuilt(spec)
+    refuse_impossible(spec)
     disk_gib = size_gib(plan_disks(spec))
     wire = spec.model_dump(mode="json")
     instance_id = uuid4()

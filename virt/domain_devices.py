@@ -8,6 +8,8 @@ from virt.domain_spec import CdromSpec, DiskSpec, DomainSpec, NicSpec, RemoteSou
 RNG_BYTES = 64 * 1024
 RNG_PERIOD_MS = 1000
 BALLOON_STATS_PERIOD_S = 10
+# Libvirt puts the next one on another controller.
+UNITS_OF_SCSI = 16
 
 
 def add_devices(devices: Element, spec: DomainSpec) -> None:
@@ -46,8 +48,17 @@ def _controllers(devices: Element, spec: DomainSpec) -> None:
     etree.SubElement(devices, "controller", type="usb", model="none")
     # Libvirt's own choice for SCSI is a controller of 1995 that today's kernels lack.
     devices_on_buses: tuple[DiskSpec | CdromSpec, ...] = (*spec.disks, *spec.cdroms)
-    if any(device.bus == "scsi" for device in devices_on_buses):
-        etree.SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi")
+    places = [_place(device.target) for device in devices_on_buses if device.bus == "scsi"]
+    for index in range(max(places) // UNITS_OF_SCSI + 1 if places else 0):
+        etree.SubElement(devices, "controller", type="scsi", index=str(index), model="virtio-scsi")
+
+
+def _place(target: str) -> int:
+    """Return the number of a device by its name: sda is 0, sdz 25, sdaa 26."""
+    number = 0
+    for letter in target[2:]:
+        number = number * 26 + ord(letter) - ord("a") + 1
+    return number - 1
 
 
 def _disk(devices: Element, spec: DiskSpec) -> None:

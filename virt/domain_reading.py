@@ -134,6 +134,32 @@ def cpu_demand(domain_xml: str) -> CpuDemand:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HostDemand:
+    """What a domain's XML demands of its host beside CPU, disks and networks.
+
+    Args:
+        machine: its machine type.
+        firmware_paths: files of the host that its firmware is made of; empty for BIOS.
+    """
+
+    machine: str
+    firmware_paths: tuple[str, ...]
+
+
+def host_demand(domain_xml: str) -> HostDemand:
+    """Return what a guest cannot do without on a host that is to take it."""
+    os_ = _parse(domain_xml).find("os")
+    if os_ is None:
+        return HostDemand(machine="", firmware_paths=())
+    kind, nvram = os_.find("type"), os_.find("nvram")
+    template = "" if nvram is None else nvram.get("template", "")
+    return HostDemand(
+        machine="" if kind is None else kind.get("machine", ""),
+        firmware_paths=tuple(filter(None, (os_.findtext("loader"), template))),
+    )
+
+
 def is_agent_connected(live_xml: str) -> bool:
     """Return whether a running domain's XML shows that its guest opened the agent's channel."""
     found = _parse(live_xml).find(

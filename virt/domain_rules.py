@@ -56,6 +56,9 @@ def _target_problems(spec: DomainSpec) -> Iterator[Problem]:
     for device in devices:
         if re.fullmatch(TARGET_PREFIX[device.bus] + "[a-z]{1,2}", device.target) is None:
             yield "target", f"{device.target!r} is no device of the bus {device.bus}"
+    for cdrom in spec.cdroms:
+        if cdrom.bus == "virtio":
+            yield "bus", "virtio has no CD-ROMs; use sata"
     ide = sum(device.bus == "ide" for device in devices)
     if ide and is_q35(spec.machine):
         yield "bus", f"{spec.machine} has no IDE; use sata"

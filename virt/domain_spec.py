@@ -81,11 +81,14 @@ class DiskSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CdromSpec:
-    """A CD-ROM with an ISO image, such as a config drive; path None for an empty drive."""
+    """A CD-ROM with an ISO image, such as a config drive; path None for an empty drive.
+
+    Its bus is any but virtio.
+    """
 
     target: str
     path: str | None
-    bus: Literal["ide", "sata", "scsi"] = "ide"
+    bus: DiskBus = "ide"
     boot_order: int | None = None
 
 

@@ -28,7 +28,9 @@ _UNDEFINE_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    # The guest's UEFI variables lie among its own files and go with them, or stay with them: on
+    # shared storage they belong to the guest that runs elsewhere.
+    | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
 )
 _RUNS = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED)
 

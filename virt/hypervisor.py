@@ -13,14 +13,14 @@ from innkeeper.errors import (
     StartFailed,
 )
 from virt import guest
-from virt.capabilities import read_facts
+from virt.capabilities import read_facts, read_machine_facts
 from virt.domain_reading import shape_of
 from virt.domain_xml import cpu_demand
 from virt.domain_xml import is_agent_connected as agent_is_in_xml
 from virt.events import GuestEvent
 from virt.migration import MigrationJob, MigrationRequest
 from virt.session import Session
-from virt.views import CpuComparison, DomainView, HostFacts, JobStats
+from virt.views import CpuComparison, DomainView, HostFacts, JobStats, MachineFacts
 from virt.watch import EventHub, GuestWatch
 
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class Hypervisor:
         self.domain_type = domain_type
         self._hub = EventHub(name, on_event)
         self._facts: tuple[int, HostFacts] | None = None
+        self._machine_facts: dict[tuple[int, str], MachineFacts] = {}
         self._valid_shapes: set[str] = set()
         self._session = Session(
             uri,
@@ -120,6 +121,23 @@ class Hypervisor:
             memory_kib=int(conn.getMemoryStats(ALL_CELLS)["total"]),
             domain_type=self.domain_type,
         )
+
+    def get_machine_facts(self, machine: str) -> MachineFacts:
+        """Return what the host can give a guest of a machine type; asked once per connection.
+
+        Args:
+            machine: a versioned machine type that the host offers.
+        """
+        key = (self._session.generation, machine)
+        if key not in self._machine_facts:
+            arch = self.get_facts().arch
+            self._machine_facts[key] = self._work(
+                "read what a machine type can have",
+                lambda conn: read_machine_facts(
+                    conn.getDomainCapabilities(None, arch, machine, self.domain_type)
+                ),
+            )
+        return self._machine_facts[key]
 
     def compare_cpu(self, domain_xml: str) -> CpuComparison:
         """Ask this host, as a destination, whether it can run a guest's CPU.
@@ -278,9 +296,10 @@ class Hypervisor:
         )
 
     def ensure_undefined(self, instance_id: UUID) -> None:
-        """Remove the domain with its saved state, NVRAM, snapshots' and checkpoints' metadata.
+        """Remove the domain with its saved state, snapshots' and checkpoints' metadata.
 
-        A domain that is not there, or is transient, is fine. A running one becomes transient.
+        Its UEFI variables stay: they are among the guest's files. A domain that is not there, or
+        is transient, is fine. A running one becomes transient.
         """
         self._work(
             "undefine the domain",

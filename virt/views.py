@@ -67,6 +67,19 @@ class DomainView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MachineFacts:
+    """What a host can give a guest of one machine type.
+
+    Args:
+        cpu_models: the named CPU models that it can run.
+        video_models: the graphics cards.
+    """
+
+    cpu_models: tuple[str, ...]
+    video_models: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostFacts:
     """A hypervisor's own description.
 
@@ -80,6 +93,7 @@ class HostFacts:
         emulator: path of the QEMU binary libvirt chose.
         domain_types: those offered for the architecture, e.g. ("kvm", "qemu").
         machine_types: alias → versioned name, e.g. {"pc": "pc-i440fx-7.2"}.
+        machines: versioned name → most vCPUs, of every machine type that it offers.
         cpu_model: the host CPU's model as libvirt names it.
         vcpus: number of host CPUs.
         memory_mib: memory of the host in MiB.
@@ -94,6 +108,7 @@ class HostFacts:
     emulator: str
     domain_types: tuple[str, ...]
     machine_types: Mapping[str, str]
+    machines: Mapping[str, int]
     cpu_model: str | None
     vcpus: int
     memory_mib: int

@@ -13,6 +13,7 @@ from innkeeper.errors import InnkeeperError
 from models.hosts import HostRegistration, beat_heart, disable_host, enable_host, register_host
 from tasks.context import HostServices, Pool
 from tasks.engine import Engine
+from tasks.guest_abi import BASELINE_CPU, GuestDefaults
 from virt.hypervisor import Hypervisor
 from virt.identity import get_or_create
 from virt.images import ImageCache
@@ -181,6 +182,12 @@ def build_services(settings: Settings, hypervisor: Hypervisor) -> HostServices:
         console_dir=settings.state_dir / "consoles",
         migration_address=settings.migration_address or socket.gethostname(),
         domain_type=settings.domain_type,
+        guest_defaults=GuestDefaults(
+            machine=settings.default_machine,
+            cpu_model=settings.default_cpu_model or BASELINE_CPU[settings.domain_type],
+            uefi_code_path=settings.uefi_code,
+            uefi_template_path=settings.uefi_variables,
+        ),
     )
 
 

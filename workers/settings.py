@@ -45,6 +45,27 @@ class Settings(BaseModel):
     domain_type: Annotated[
         Literal["qemu", "kvm"], Field(description="qemu for emulation, kvm for hardware")
     ] = "kvm"
+    default_machine: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9.-]*$",
+            description="Machine type of guests that name none; pc or q35 is the host's newest",
+        ),
+    ] = "pc"
+    default_cpu_model: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9_.-]{0,64}$",
+            description="CPU model of guests that name none; empty for Westmere, or QEMU's "
+            "own under emulation",
+        ),
+    ] = ""
+    uefi_code: Annotated[Path, Field(description="UEFI firmware without Secure Boot")] = Path(
+        "/usr/share/OVMF/OVMF_CODE_4M.fd"
+    )
+    uefi_variables: Annotated[
+        Path, Field(description="The firmware's empty variable store, copied for each guest")
+    ] = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
     migration_address: Annotated[
         str, Field(description="Address under which other hosts reach this one's libvirt and QEMU")
     ] = ""

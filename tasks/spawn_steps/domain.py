@@ -4,28 +4,38 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import StaleDomain
+from innkeeper.types import InstanceSpec
 from models.instance import Instance
 from tasks.context import StepContext
-from tasks.guest_disks import get_guest_disks
+from tasks.guest_abi import freeze, require_offered
+from tasks.guest_disks import get_config_drives, get_guest_disks
 from tasks.guest_domain import describe_domain
 from tasks.workflow import Done
 from virt.domain_xml import digest_xml, render_domain
 
 
 def render_xml(context: StepContext) -> Done:
-    """Render the domain's XML and store it; a pure function of the rows.
+    """Decide what the spec leaves open, freeze it, render the domain's XML and store both.
 
-    Queue: host.<dst>; about a millisecond.
-    Idempotency: the same rows give the same bytes.
+    Queue: host.<dst>; a few milliseconds.
+    Idempotency: the same rows on the same host give the same bytes.
     Undo: none; the row is the guest's own.
     On crash: rendered again.
-    Retries: none.
+    Retries: none; a host that lacks the machine type or the CPU model is left for another.
     """
+    host, instance = context.host, context.instance
+    spec = InstanceSpec.model_validate(instance.spec)
+    # Nothing has booted yet: what another host may have frozen before it failed does not count.
+    aliases = host.hypervisor.get_facts().machine_types
+    abi = freeze(instance.id, spec, host.guest_defaults, aliases)
+    require_offered(host.hypervisor, spec, abi)
     domain = describe_domain(
-        context.host,
-        context.instance,
+        host,
+        instance,
         operation=context.operation,
+        abi=abi,
         disks=get_guest_disks(context),
+        cdroms=get_config_drives(context),
     )
     context.midway()
     xml = render_domain(domain)
@@ -39,7 +49,7 @@ def render_xml(context: StepContext) -> Done:
                 domain_xml=xml,
                 domain_xml_sha256=digest,
                 domain_epoch=epoch,
-                guest_abi={"machine": domain.machine, "cpu": domain.cpu},
+                guest_abi=abi.model_dump(mode="json"),
             )
         )
 
