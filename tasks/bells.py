@@ -4,6 +4,7 @@ Nothing here may fail an operation: what is not sent now is sent by the sweeper.
 """
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +21,12 @@ from models.instance import Instance
 from models.operation import Operation, Step
 from models.operations import list_ended
 from models.session import Database
-from models.sweep import mark_outcomes_published, unpublish_recent_outcomes
+from models.sweep import (
+    OUTCOMES_BATCH,
+    list_unpublished_outcomes,
+    mark_outcomes_published,
+    unpublish_recent_outcomes,
+)
 from tasks.crashpoints import crash_point
 from tasks.workflow import Ring, queue_for, task_name
 
@@ -30,6 +36,8 @@ ON_THE_WAY_BACK = frozenset({StepState.UNDO, StepState.UNDOING})
 UNFINISHED = ON_THE_WAY_BACK | {StepState.QUEUED, StepState.RUNNING}
 # How long after its end an operation's outcome is published again when Redis has lost it.
 RESTORE_WITHIN_S = 3600.0
+# After Redis has been emptied there are many outcomes to publish again, and callers who wait.
+MOST_BATCHES = 20
 MARKER = "innkeeper:outcomes-are-here"
 UNREACHABLE = (OperationalError, RedisError, OSError, RuntimeError)
 
@@ -70,6 +78,7 @@ class Bells:
     def __init__(self, app: Celery, database: Database) -> None:
         self._app = app
         self._database = database
+        self._is_making_up = Lock()
 
     def ring(self, operation_id: UUID) -> None:
         """Send the chain of an operation's remaining steps."""
@@ -99,8 +108,35 @@ class Bells:
         """Store an ended operation's result or error under every task id that waits for it."""
         self.publish_outcomes([operation_id])
 
-    def publish_outcomes(self, operation_ids: Sequence[UUID]) -> None:
-        """Store the outcomes of those operations that have ended; the others are passed over."""
+    def make_up_outcomes(self) -> int:
+        """Publish what was not published when it should have been.
+
+        After Redis has been emptied these are many. One thread of a process does it: each further
+        one would publish the same ones again, and all would be the later for it.
+
+        Returns:
+            How many were published.
+        """
+        if not self._is_making_up.acquire(blocking=False):
+            return 0
+        try:
+            self._restore_outcomes()
+            made_up = 0
+            for _ in range(MOST_BATCHES):
+                published = self.publish_outcomes(self._database.run(list_unpublished_outcomes))
+                made_up += published
+                if published < OUTCOMES_BATCH:
+                    break
+            return made_up
+        finally:
+            self._is_making_up.release()
+
+    def publish_outcomes(self, operation_ids: Sequence[UUID]) -> int:
+        """Store the outcomes of those operations that have ended; the others are passed over.
+
+        Returns:
+            How many the result backend has taken.
+        """
         ended = self._database.run(lambda session: list_ended(session, operation_ids))
         published: list[UUID] = []
         try:
@@ -114,8 +150,9 @@ class Bells:
             log.warning("outcomes not published", outcomes=len(ended), error=str(exc))
         if published:
             self._database.run(lambda session: mark_outcomes_published(session, published))
+        return len(published)
 
-    def restore_outcomes(self) -> None:
+    def _restore_outcomes(self) -> None:
         """Have recent outcomes published again when the result backend has been emptied.
 
         A marker in Redis bears the id of the server's run: it is missing after a FLUSHALL, and

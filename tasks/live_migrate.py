@@ -180,7 +180,9 @@ def settle_destination(context: StepContext) -> Done:
     source = context.details["migrate"]
     view = context.host.hypervisor.find_domain(context.instance.id)
     is_ours = view is not None and view.epoch == context.operation.epoch
-    dst = Look(view.power_state, bool(view.has_job)) if view is not None and is_ours else Look(None)
+    dst = Look(None)
+    if view is not None and is_ours:
+        dst = Look(view.power_state, bool(view.has_job), has_arrived=view.has_arrived)
     if context.instance.host != context.operation.dst_host:
         verdict = decide(Look.from_wire(source["src"]), dst)
         if verdict is Verdict.UNKNOWN:

@@ -10,7 +10,8 @@ arrival the destination never runs by itself, so the source's own look decides.
     left                        running or off           commit
     left                        absent                   unknown, look again
     off, but did not leave      running                  commit; the source is removed later
-    off, but did not leave      paused                   unknown, look again
+    off, but did not leave      paused, arrived whole    commit, then resume the destination
+    off, but did not leave      paused, on its way       unknown, look again
     off, but did not leave      absent or off            rolled back: it died on the source
     paused by the migration     running                  commit; the source is removed later
     paused by the migration     paused, absent or off    remove the destination, resume the source
@@ -18,7 +19,8 @@ arrival the destination never runs by itself, so the source's own look decides.
     running                     running                  unknown: nothing is done
 
 A guest has *left* when libvirt itself says that the migration took it: the domain is undefined,
-or shut off with the reason «migrated».
+or shut off with the reason «migrated». A source whose libvirtd dies while it lets the guest go is
+off and does not know why; that the guest is whole on the other side is told by its libvirtd.
 """
 
 from dataclasses import dataclass
@@ -39,12 +41,13 @@ class Verdict(StrEnum):
 class Look:
     """One host's domain: its power state (None: no such domain), whether a job is active.
 
-    ``has_left`` is only ever true of a source.
+    ``has_left`` is only ever true of a source, ``has_arrived`` of a destination.
     """
 
     power_state: PowerState | None
     has_job: bool = False
     has_left: bool = False
+    has_arrived: bool = False
 
     @property
     def is_off(self) -> bool:
@@ -57,6 +60,7 @@ class Look:
             "power_state": self.power_state,
             "has_job": self.has_job,
             "has_left": self.has_left,
+            "has_arrived": self.has_arrived,
         }
 
     @classmethod
@@ -64,7 +68,12 @@ class Look:
         """Rebuild from the ledger's form."""
         state = wire.get("power_state")
         power_state = None if state is None else PowerState(str(state))
-        return cls(power_state, bool(wire.get("has_job")), bool(wire.get("has_left")))
+        return cls(
+            power_state,
+            bool(wire.get("has_job")),
+            bool(wire.get("has_left")),
+            bool(wire.get("has_arrived")),
+        )
 
 
 def decide(src: Look, dst: Look) -> Verdict:
@@ -78,5 +87,5 @@ def decide(src: Look, dst: Look) -> Verdict:
     if dst.power_state == PowerState.RUNNING:
         return Verdict.COMMIT
     if src.is_off and dst.power_state == PowerState.PAUSED:
-        return Verdict.UNKNOWN
+        return Verdict.COMMIT if dst.has_arrived else Verdict.UNKNOWN
     return Verdict.ROLL_BACK

@@ -22,8 +22,6 @@ log = structlog.get_logger(__name__)
 GRACE_S = 2.0
 # Long enough for a way back on hosts that are there; every operation ends 30 s after its deadline.
 OVERDUE_GRACE_S = 20.0
-# After Redis has been emptied there are many outcomes to publish again, and callers who wait.
-MOST_BATCHES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +59,7 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         crash_point("sweep", "ringing")
         log.info("ringing again", operation=str(bell.operation_id), position=bell.position)
         bells.ring(bell.operation_id)
-    bells.restore_outcomes()
-    published = 0
-    for _ in range(MOST_BATCHES):
-        unpublished = database.run(sweep.list_unpublished_outcomes)
-        bells.publish_outcomes(unpublished)
-        published += len(unpublished)
-        if len(unpublished) < sweep.OUTCOMES_BATCH:
-            break
+    published = bells.make_up_outcomes()
     return SweepReport(len(due), turned_back, published)
 
 

@@ -11,6 +11,7 @@ from innkeeper.errors import (
     HypervisorBusy,
     HypervisorRefused,
     StartFailed,
+    StartInterrupted,
 )
 from virt import guest
 from virt.capabilities import read_facts, read_machine_facts
@@ -253,6 +254,7 @@ class Hypervisor:
 
         Raises:
             StartFailed: libvirt or QEMU refused.
+            StartInterrupted: QEMU was killed while it started.
         """
         try:
             self._work(
@@ -261,7 +263,11 @@ class Hypervisor:
                 instance_id,
             )
         except HypervisorRefused as error:
-            raise StartFailed(error.message, error.details) from error
+            # A QEMU that gives up says why, and libvirt puts it behind a colon.
+            said = str(error.details.get("libvirt_message", ""))
+            was_killed = said.endswith("qemu unexpectedly closed the monitor")
+            kind = StartInterrupted if was_killed else StartFailed
+            raise kind(error.message, error.details) from error
 
     def ensure_resumed(self, instance_id: UUID) -> None:
         """Let the guest's CPUs run; running ones are fine."""

@@ -65,6 +65,19 @@ class DomainView:
         """True while a QEMU process stands behind the domain."""
         return self.state not in (0, STATE_SHUTOFF, STATE_CRASHED)
 
+    @property
+    def has_arrived(self) -> bool:
+        """True when a migration brought it here whole, and left its start to us.
+
+        Until then libvirt calls its pause a migration's, and forgets the domain when it breaks off.
+        """
+        return (
+            self.state == STATE_PAUSED
+            and self.reason == PAUSED_USER
+            and self.is_persistent
+            and not self.has_job
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts:

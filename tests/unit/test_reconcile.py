@@ -39,6 +39,16 @@ def test_the_table(src: Look, dst: Power | None, verdict: Verdict) -> None:
     assert decide(src, Look(dst)) is verdict
 
 
+def test_a_guest_that_arrived_whole_is_kept_when_its_source_is_off() -> None:
+    arrived = Look(Power.PAUSED, has_arrived=True)
+
+    assert decide(Look(Power.SHUTDOWN), arrived) is Verdict.COMMIT
+    assert decide(Look(Power.CRASHED), arrived) is Verdict.COMMIT
+    assert decide(Look(Power.PAUSED), arrived) is Verdict.ROLL_BACK
+    assert decide(Look(Power.RUNNING), arrived) is Verdict.ROLL_BACK
+    assert Look.from_wire(arrived.to_wire()) == arrived
+
+
 @pytest.mark.parametrize("dst", STATES)
 def test_once_the_guest_has_left_nothing_leads_back(dst: Power | None) -> None:
     assert decide(LEFT, Look(dst)) is not Verdict.ROLL_BACK

@@ -1,7 +1,9 @@
 """Domains on a real libvirt: every verb twice, events, refusals, and a host with many."""
 
 import os
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -12,8 +14,10 @@ from innkeeper.errors import (
     DomainNotFound,
     HypervisorRefused,
     StartFailed,
+    StartInterrupted,
 )
 from innkeeper.states import PowerState
+from lab.errors import LabError
 from lab.handle import Lab
 from tests.virt.conftest import Host, MakeGuest
 from tests.waiting import PATIENCE_S, quickest, wait_until
@@ -106,6 +110,40 @@ def test_a_killed_qemu_is_told_as_crashed(src: Host, make_guest: MakeGuest, bare
     assert event is not None
     assert (event.detail, event.power_state) == ("failed", PowerState.CRASHED)
     assert host.get_domain(guest.id).power_state is PowerState.CRASHED
+
+
+def test_a_qemu_that_is_killed_while_it_starts_may_be_started_again(
+    bare_lab: Lab, src: Host, make_guest: MakeGuest
+) -> None:
+    host, guest = src.hypervisor, make_guest()
+    host.define(guest.xml)
+
+    def kill_as_soon_as_it_is_there(stop: threading.Event) -> None:
+        while not stop.is_set():
+            with suppress(LabError):
+                bare_lab.kill(f"qemu:hv-a:{guest.spec.name}")
+
+    def start_under_fire(tries: int) -> None:
+        if tries == 0:
+            return
+        stop = threading.Event()
+        killer = threading.Thread(target=kill_as_soon_as_it_is_there, args=(stop,))
+        killer.start()
+        try:
+            host.ensure_started(guest.id)
+        finally:
+            stop.set()
+            killer.join()
+        # It was struck a moment too late.
+        wait_until(lambda: not host.get_domain(guest.id).is_active, what="the killed guest is off")
+        start_under_fire(tries - 1)
+
+    with pytest.raises(StartInterrupted) as caught:
+        start_under_fire(20)
+    assert caught.value.retryable
+
+    host.ensure_started(guest.id)
+    assert host.get_domain(guest.id).power_state is PowerState.RUNNING
 
 
 def test_what_libvirt_refuses_is_said_in_our_words(src: Host, make_guest: MakeGuest) -> None:

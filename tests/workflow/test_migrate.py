@@ -11,6 +11,7 @@ from innkeeper.operation import Operation
 from innkeeper.types import StepView
 from lab.handle import Lab
 from models.session import Database
+from tests.chaos.virsh import virsh
 from tests.crash_directory import CrashDirectory
 from tests.waiting import PATIENCE_S, wait_until
 from tests.workflow.conftest import domains_on, files_of, remove
@@ -294,3 +295,26 @@ def test_files_of_the_guest_on_the_destination_refuse_a_block_migration(
     assert files_of(lab, b, instance["id"]) == [old.rsplit("/", 1)[0], old]
     lab.exec(b, ["rm", "-r", old.rsplit("/", 1)[0]])
     assert client.migrate(name, dst=b).wait(120)["host"] == b
+
+
+def test_a_guest_that_arrived_is_kept_when_its_source_forgot_that_it_left(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any], crash: CrashDirectory
+) -> None:
+    """A libvirtd that dies while it lets a guest go finds it shut off, for no known reason."""
+    a, b = lab.hosts[:2]
+    spawn_on(client, name, a, boot_guest)
+    before = virsh(lab, a, "dumpxml", "--inactive", name)
+    crash.arm_hold("live_migrate.migrate:inside")
+    operation = client.migrate(name, dst=b)
+    assert crash.wait_held("live_migrate.migrate:inside")
+    wait_until(lambda: domains_on(lab, a).get(name) is None, what="libvirt lets the guest go")
+    virsh(lab, a, "define", "/dev/stdin", stdin=before)
+    lab.kill(f"worker:{a}")
+    crash.release("live_migrate.migrate:inside")
+    lab.start(f"worker:{a}")
+
+    moved = operation.wait(120)
+
+    assert moved["host"] == b
+    wait_until(lambda: domains_on(lab, b).get(name) == "running", what="the guest runs")
+    assert domains_on(lab, a).get(name) is None

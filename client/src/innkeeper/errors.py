@@ -9,7 +9,8 @@
     ├─ ImageError              ├─ FetchFailed ├─ DigestMismatch ├─ UnsafeImage
     │                          ├─ FormatMismatch └─ ImageTooLarge
     ├─ GuestError              ├─ DefineRejected ├─ StartFailed ├─ BootTimeout
-    │                          ├─ GuestDied ├─ AgentUnresponsive └─ StopTimeout
+    │                          ├─ StartInterrupted ├─ GuestDied ├─ AgentUnresponsive
+    │                          └─ StopTimeout
     ├─ MigrationError          ├─ MigrationAborted ├─ MigrationTimeout └─ OutcomeUnknown
     ├─ HypervisorError         ├─ HypervisorUnavailable └─ HypervisorRefused
     ├─ Interrupted             ├─ Cancelled ├─ DeadlineExceeded └─ AttemptsExhausted
@@ -267,6 +268,14 @@ class StartFailed(GuestError):
     """The domain could not be started. Details: ``libvirt_code``, ``console_tail``."""
 
     code = "start_failed"
+
+
+class StartInterrupted(StartFailed):
+    """QEMU ended while it started and left no word: something killed it."""
+
+    code = "start_interrupted"
+    retryable = True
+    default_hint = "Look in the host's kernel log whether memory ran out there, then try again."
 
 
 class BootTimeout(GuestError):
