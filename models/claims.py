@@ -1,6 +1,7 @@
 """Claims: the database decides whether a guest fits, under the host's row lock."""
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, func, select, text, update
@@ -26,20 +27,23 @@ class HostSnapshot:
     vcpus_total: int
     memory_total_mib: int
     disk_total_gib: int
+    reserved_vcpus: int
     reserved_memory_mib: int
+    reserved_disk_gib: int
     cpu_overcommit: float
     memory_overcommit: float
     disk_overcommit: float
-    pools: dict[str, dict[str, object]]
+    pools: dict[str, dict[str, Any]]
     vcpus_claimed: int
     memory_claimed_mib: int
     disk_claimed_gib: int
+    disk_claimed_gib_by_pool: dict[str, int]
     instances: int
 
     @property
     def vcpus_free(self) -> float:
-        """Virtual CPUs that may still be claimed, over-commit included."""
-        return self.vcpus_total * self.cpu_overcommit - self.vcpus_claimed
+        """Virtual CPUs that may still be claimed, over-commit included, the reserve kept."""
+        return (self.vcpus_total - self.reserved_vcpus) * self.cpu_overcommit - self.vcpus_claimed
 
     @property
     def memory_free_mib(self) -> float:
@@ -47,10 +51,12 @@ class HostSnapshot:
         usable_mib = self.memory_total_mib - self.reserved_memory_mib
         return usable_mib * self.memory_overcommit - self.memory_claimed_mib
 
-    @property
-    def disk_free_gib(self) -> float:
-        """GiB of disk that may still be claimed, over-commit included."""
-        return self.disk_total_gib * self.disk_overcommit - self.disk_claimed_gib
+    def disk_free_gib(self, pool: str) -> float:
+        """GiB of a pool that may still be claimed, over-commit included, the reserve kept."""
+        total_gib = int((self.pools.get(pool) or {}).get("total_gib", self.disk_total_gib))
+        usable_gib = total_gib - self.reserved_disk_gib
+        claimed_gib = self.disk_claimed_gib_by_pool.get(pool, 0)
+        return usable_gib * self.disk_overcommit - claimed_gib
 
 
 _SNAPSHOT = """
@@ -58,13 +64,19 @@ _SNAPSHOT = """
            COALESCE(h.heartbeat_at > clock_timestamp() - make_interval(secs => :up_s), false)
                AS is_up,
            h.disabled_reason, h.vcpus_total, h.memory_total_mib, h.disk_total_gib,
-           h.reserved_memory_mib, h.cpu_overcommit, h.memory_overcommit, h.disk_overcommit,
+           h.reserved_vcpus, h.reserved_memory_mib, h.reserved_disk_gib,
+           h.cpu_overcommit, h.memory_overcommit, h.disk_overcommit,
            h.pools, COALESCE(c.vcpus, 0)::int, COALESCE(c.memory_mib, 0)::int,
-           COALESCE(c.disk_gib, 0)::int, COALESCE(c.instances, 0)::int
+           COALESCE(c.disk_gib, 0)::int, COALESCE(c.by_pool, '{}'::jsonb),
+           COALESCE(c.instances, 0)::int
       FROM hosts h
       LEFT JOIN (SELECT host, sum(vcpus) AS vcpus, sum(memory_mib) AS memory_mib,
-                        sum(disk_gib) AS disk_gib, count(*) AS instances
-                   FROM claims GROUP BY host) c ON c.host = h.name
+                        sum(disk_gib) AS disk_gib, jsonb_object_agg(pool, disk_gib) AS by_pool,
+                        sum(instances) AS instances
+                   FROM (SELECT host, pool, sum(vcpus) AS vcpus, sum(memory_mib) AS memory_mib,
+                                sum(disk_gib) AS disk_gib, count(*) AS instances
+                           FROM claims GROUP BY host, pool) in_pools
+                  GROUP BY host) c ON c.host = h.name
 """
 
 
@@ -76,7 +88,10 @@ def list_host_snapshots(session: Session) -> list[HostSnapshot]:
 
 def lock_host_snapshot(session: Session, name: str) -> HostSnapshot | None:
     """Lock a host's row and read it anew; claims on it wait for this transaction's end."""
-    locked = session.execute(select(Host.name).where(Host.name == name).with_for_update()).scalar()
+    # The weaker lock: whoever only refers to the host by a foreign key need not wait.
+    locked = session.execute(
+        select(Host.name).where(Host.name == name).with_for_update(key_share=True)
+    ).scalar()
     if locked is None:
         return None
     row = session.execute(
@@ -86,18 +101,23 @@ def lock_host_snapshot(session: Session, name: str) -> HostSnapshot | None:
 
 
 def insert_claim(
-    session: Session, *, host: str, instance_id: UUID, operation_id: UUID, sizes: dict[str, int]
+    session: Session,
+    *,
+    host: str,
+    instance_id: UUID,
+    operation_id: UUID,
+    pool: str,
+    sizes: dict[str, int],
 ) -> None:
     """Claim a host's resources for a guest; the host's row must be locked and found to fit.
 
     A claim that the guest has on the host already is taken over by the operation.
     """
+    values = {"operation_id": operation_id, "pool": pool, **sizes}
     session.execute(
         insert(Claim)
-        .values(host=host, instance_id=instance_id, operation_id=operation_id, **sizes)
-        .on_conflict_do_update(
-            index_elements=["instance_id", "host"], set_={"operation_id": operation_id, **sizes}
-        )
+        .values(host=host, instance_id=instance_id, **values)
+        .on_conflict_do_update(index_elements=["instance_id", "host"], set_=values)
     )
 
 

@@ -33,7 +33,9 @@ class Host(Timestamps, Base):
     vcpus_total: Mapped[int] = mapped_column(server_default=text("0"))
     memory_total_mib: Mapped[int] = mapped_column(server_default=text("0"))
     disk_total_gib: Mapped[int] = mapped_column(server_default=text("0"))
+    reserved_vcpus: Mapped[int] = mapped_column(server_default=text("0"))
     reserved_memory_mib: Mapped[int] = mapped_column(server_default=text("0"))
+    reserved_disk_gib: Mapped[int] = mapped_column(server_default=text("0"))
     cpu_overcommit: Mapped[float] = mapped_column(server_default=text("1"))
     memory_overcommit: Mapped[float] = mapped_column(server_default=text("1"))
     disk_overcommit: Mapped[float] = mapped_column(server_default=text("1"))
@@ -47,7 +49,10 @@ class Host(Timestamps, Base):
 
 
 class Claim(Timestamps, Base):
-    """CPU, memory and disk of a host that are spoken for by a guest."""
+    """CPU, memory and disk of a host that are spoken for by a guest.
+
+    ``pool`` is where the disk is; its default is for workers of a release that did not tell.
+    """
 
     __tablename__ = "claims"
     __table_args__ = (
@@ -59,6 +64,7 @@ class Claim(Timestamps, Base):
     host: Mapped[str] = mapped_column(ForeignKey("hosts.name"), index=True)
     instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id"), index=True)
     operation_id: Mapped[UUID] = mapped_column(ForeignKey("operations.id"), index=True)
+    pool: Mapped[str] = mapped_column(server_default=text("'local'"))
     vcpus: Mapped[int]
     memory_mib: Mapped[int]
     disk_gib: Mapped[int]

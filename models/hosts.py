@@ -30,7 +30,9 @@ class HostRegistration:
     vcpus_total: int
     memory_total_mib: int
     disk_total_gib: int
+    reserved_vcpus: int
     reserved_memory_mib: int
+    reserved_disk_gib: int
     cpu_overcommit: float
     memory_overcommit: float
     disk_overcommit: float

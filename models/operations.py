@@ -166,7 +166,12 @@ def take_instance(
 
 
 def turn_back(
-    session: Session, operation_id: UUID, *, error: dict[str, Any], undoable: frozenset[str]
+    session: Session,
+    operation_id: UUID,
+    *,
+    error: dict[str, Any],
+    undoable: frozenset[str],
+    intending: frozenset[str] = frozenset(),
 ) -> bool:
     """Turn a live operation towards its undo.
 
@@ -175,6 +180,7 @@ def turn_back(
         operation_id: the operation.
         error: the wire form of why; it becomes the operation's error.
         undoable: names of the steps that have an undo.
+        intending: those among them that made nothing unless the ledger says so.
 
     Returns:
         True when there is something to undo; False when the caller may end the operation now.
@@ -198,7 +204,10 @@ def turn_back(
         if step.state == StepState.QUEUED and step.attempt == 0:
             step.state = StepState.SKIPPED
         elif step.state in (StepState.QUEUED, StepState.DONE, StepState.FAILED):
-            if step.name in undoable:
+            has_made_nothing = (
+                step.state != StepState.DONE and step.name in intending and not step.undo
+            )
+            if step.name in undoable and not has_made_nothing:
                 step.state = StepState.UNDO
                 step.failures = 0
                 step.rung_at = None

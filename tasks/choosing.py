@@ -1,27 +1,71 @@
-"""Chooses a host and claims it, in the request's own transaction."""
+"""Chooses a host and claims it, in one transaction.
 
+Locks are taken in one order, guest, group, host, and one host at a time, so that no two choices
+wait for each other. Under the group's lock nobody else places a member; under the host's lock
+nobody else claims there.
+"""
+
+from typing import Any
 from uuid import UUID
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from innkeeper.types import InstanceSpec
 from models.claims import insert_claim, list_host_snapshots, lock_host_snapshot
+from models.disk import Disk
+from models.image import CachedImage, Image
+from models.instance import Instance
+from models.server_groups import lock_group_stand
+from tasks.disk_plan import plan_disks, size_gib
 from tasks.placement import Demand, Refusal, list_refusals, no_host_fits, rank
+
+GIB = 1024**3
+
+
+def demand_of(session: Session, instance: Instance, *, may_split_group: bool = False) -> Demand:
+    """Return what a guest needs of a host, as of now.
+
+    Its group's row stays locked until the transaction ends.
+
+    Args:
+        session: an open transaction.
+        instance: the guest, held by the operation that places it.
+        may_split_group: see ``MigrationPolicy``.
+    """
+    group = lock_group_stand(session, instance)
+    return Demand(
+        vcpus=instance.vcpus,
+        memory_mib=instance.memory_mib,
+        disk_gib=_count_disk_gib(session, instance),
+        pool=instance.pool,
+        group=group,
+        may_split_group=may_split_group,
+        image_on=_find_hosts_with_image(session, instance),
+    )
 
 
 def choose_and_claim(
     session: Session,
     *,
-    instance_id: UUID,
+    instance: Instance,
     operation_id: UUID,
     demand: Demand,
     wanted: str | None,
     ignored: frozenset[str],
-    what: str,
 ) -> tuple[str, list[Refusal]]:
     """Take the best host that fits, and claim the guest's resources there.
 
     The snapshot ranks; the host's row lock decides. A host that filled up meanwhile is refused
     and the next one is tried.
+
+    Args:
+        session: an open transaction, in which ``demand`` was made.
+        instance: the guest.
+        operation_id: the operation that holds it.
+        demand: what it needs.
+        wanted: consider only this host; it must fit like any other.
+        ignored: hosts that have failed already, or that the guest must leave.
 
     Returns:
         The host, and the refusals of the others.
@@ -31,23 +75,57 @@ def choose_and_claim(
     """
     names, refusals = rank(list_host_snapshots(session), demand, wanted=wanted, ignored=ignored)
     for name in names:
+        # A host that does not fit after all is let go of again with the savepoint.
+        attempt = session.begin_nested()
         snapshot = lock_host_snapshot(session, name)
-        if snapshot is None:
-            continue
-        late = list_refusals(snapshot, demand)
-        if late:
+        late = list_refusals(snapshot, demand) if snapshot is not None else []
+        if snapshot is None or late:
+            attempt.rollback()
             refusals.extend(late)
             continue
         insert_claim(
             session,
             host=name,
-            instance_id=instance_id,
+            instance_id=instance.id,
             operation_id=operation_id,
+            pool=demand.pool,
             sizes={
                 "vcpus": demand.vcpus,
                 "memory_mib": demand.memory_mib,
                 "disk_gib": demand.disk_gib,
             },
         )
+        attempt.commit()
         return name, refusals
-    raise no_host_fits(what, refusals)
+    raise no_host_fits(f"instance {instance.name}", refusals, wanted=wanted)
+
+
+def _count_disk_gib(session: Session, instance: Instance) -> int:
+    """Count what all disks may grow to; a root disk of the image's size by that, where known."""
+    made_bytes = session.scalar(
+        select(func.sum(Disk.size_bytes)).where(Disk.instance_id == instance.id)
+    )
+    if made_bytes is not None:
+        return -(-int(made_bytes) // GIB)
+    image_bytes = session.scalar(select(Image.virtual_size_bytes).where(_is_image(instance)))
+    spec = InstanceSpec.model_validate(instance.spec)
+    return size_gib(plan_disks(spec, image_bytes=image_bytes or 0))
+
+
+def _find_hosts_with_image(session: Session, instance: Instance) -> frozenset[str]:
+    rows = session.scalars(
+        select(CachedImage.host)
+        .join(Image, Image.sha256 == CachedImage.sha256)
+        .where(_is_image(instance), CachedImage.pool == instance.pool, CachedImage.state == "ready")
+    )
+    return frozenset(rows)
+
+
+def _is_image(instance: Instance) -> Any:
+    """Return the condition by which a guest's image is found before anything was fetched."""
+    if instance.image_sha256 is not None:
+        return Image.sha256 == instance.image_sha256
+    sha256, sha512 = instance.spec.get("sha256"), instance.spec.get("sha512")
+    if sha256 is not None:
+        return Image.sha256 == sha256
+    return (Image.sha512 == sha512) & Image.sha512.is_not(None)

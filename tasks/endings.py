@@ -61,7 +61,11 @@ def turn_back(
 ) -> Turn:
     """Begin the undo of an operation, or end it when there is nothing to undo."""
     pending = operations.turn_back(
-        session, operation_id, error=error.to_wire(), undoable=workflow.undoable
+        session,
+        operation_id,
+        error=error.to_wire(),
+        undoable=workflow.undoable,
+        intending=workflow.intending,
     )
     return Turn.RING if pending else finish_undo(session, workflow, operation_id)
 
@@ -134,11 +138,15 @@ def _effect(session: Session, workflow: Workflow, operation: Operation) -> Effec
     ).all()
     if any(step.state == StepState.UNDONE for step in steps):
         return Effect.ROLLED_BACK
-    is_unsure = (operation.error or {}).get("code") in UNSURE
+    error = operation.error or {}
+    # A step that the operating system has stopped may have done a part of its work.
+    is_unsure = error.get("code") in UNSURE or "errno" in (error.get("details") or {})
     for step in steps:
         was_cut_short = step.state == StepState.SKIPPED and step.failures > 0
         has_failed = step.state == StepState.FAILED and is_unsure
-        if (was_cut_short or has_failed) and not workflow.get_step(step.name).is_harmless:
+        spec = workflow.get_step(step.name)
+        # One that writes its intents first, and was not undone, had not come to any.
+        if (was_cut_short or has_failed) and not (spec.is_harmless or spec.intends):
             return Effect.UNKNOWN
     return Effect.NOT_STARTED
 

@@ -30,7 +30,13 @@ from tasks import migration_checks, migration_run
 from tasks.admission import limit_migrations
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
-from tasks.migration_endings import choose_next_host, fail, give_up_unknown, set_phase, succeed
+from tasks.migration_endings import (
+    choose_next_destination,
+    fail,
+    give_up_unknown,
+    set_phase,
+    succeed,
+)
 from tasks.reconcile import Look, Verdict, decide
 from tasks.workflow import Done, On, RollForward, StepSpec, Workflow
 from virt import sharing
@@ -297,7 +303,12 @@ LIVE_MIGRATE = Workflow(
     kind="live_migrate",
     steps=(
         StepSpec(
-            "check_destination", On.DST, check_destination, undo=remove_probe, cleans_up_only=True
+            "check_destination",
+            On.DST,
+            check_destination,
+            undo=remove_probe,
+            intends=True,
+            cleans_up_only=True,
         ),
         StepSpec("check_source", On.SRC, check_source, is_harmless=True),
         StepSpec(
@@ -305,6 +316,7 @@ LIVE_MIGRATE = Workflow(
             On.DST,
             prepare_destination,
             undo=unprepare_destination,
+            intends=True,
             cleans_up_only=True,
         ),
         StepSpec(
@@ -323,5 +335,5 @@ LIVE_MIGRATE = Workflow(
     on_success=succeed,
     on_failure=fail,
     on_unknown=give_up_unknown,
-    replan=choose_next_host,
+    replan=choose_next_destination,
 )

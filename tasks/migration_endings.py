@@ -5,14 +5,14 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from innkeeper.errors import Cancelled, NoHostFits, PrecheckFailed
+from innkeeper.errors import Cancelled
 from innkeeper.states import InstanceState, PowerState
+from innkeeper.types import MigrationPolicy
 from models.claims import release_claim
 from models.instance import Instance
 from models.operation import Migration, Operation, Step
 from models.queries import view_settled
-from tasks.choosing import choose_and_claim
-from tasks.spawn import HOST_FAULTS, MOST_HOSTS_TRIED, demand_of
+from tasks.next_host import choose_next_host
 from tasks.unsettled import mark_unknown
 
 
@@ -79,36 +79,17 @@ def give_up_unknown(session: Session, operation: Operation) -> None:
     set_phase(session, operation, phase="unknown", outcome="failed")
 
 
-TRY_ELSEWHERE = HOST_FAULTS | {PrecheckFailed.code}
-
-
-def choose_next_host(session: Session, operation: Operation) -> bool:
+def choose_next_destination(session: Session, operation: Operation) -> bool:
     """Answer a destination's refusal with another one, unless the caller insisted on this one."""
-    error = operation.error or {}
-    if error.get("code") not in TRY_ELSEWHERE or operation.params["policy"].get("dst"):
-        return False
-    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    refusals = [
-        *operation.refusals,
-        {"host": operation.dst_host, "code": error["code"], "message": error.get("message", "")},
-    ]
-    tried = {r["host"] for r in refusals if r["code"] in TRY_ELSEWHERE}
-    if len(tried) >= MOST_HOSTS_TRIED:
-        return False
-    release_claim(session, host=str(operation.dst_host), instance_id=instance.id)
-    try:
-        dst, _ = choose_and_claim(
-            session,
-            instance_id=instance.id,
-            operation_id=operation.id,
-            demand=demand_of(instance),
-            wanted=None,
-            ignored=frozenset({*tried, str(operation.src_host)}),
-            what=f"instance {instance.name}",
-        )
-    except NoHostFits:
-        return False
-    operation.refusals, operation.dst_host = refusals, dst
-    set_phase(session, operation, dst_host=dst)
+    policy = MigrationPolicy.model_validate(operation.params["policy"])
+    dst = choose_next_host(
+        session,
+        operation,
+        is_pinned=policy.dst is not None,
+        leaves=operation.src_host,
+        may_split_group=policy.may_split_group,
+    )
+    if dst is not None:
+        set_phase(session, operation, dst_host=dst)
     session.flush()
-    return True
+    return dst is not None

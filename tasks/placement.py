@@ -1,21 +1,36 @@
 """Where a guest may go: filters and weights, pure functions of snapshots."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from innkeeper.errors import NoHostFits
 from models.claims import HostSnapshot
+from models.server_groups import GroupStand
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a guest needs of a host."""
+    """What a guest needs of a host.
+
+    Args:
+        vcpus: virtual CPUs.
+        memory_mib: MiB of memory.
+        disk_gib: GiB that all its disks may grow to.
+        pool: where they are.
+        group: its server group; None for none.
+        may_split_group: whether an affinity group only draws, and does not bind.
+        image_on: hosts that have its image in that pool's cache.
+    """
 
     vcpus: int
     memory_mib: int
     disk_gib: int
     pool: str
+    group: GroupStand | None = None
+    may_split_group: bool = False
+    image_on: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +88,30 @@ def refuse_short_of_memory(host: HostSnapshot, demand: Demand) -> str | None:
 
 
 def refuse_short_of_disk(host: HostSnapshot, demand: Demand) -> str | None:
-    """Refuse hosts without enough disk, over-commit included."""
-    if demand.disk_gib <= host.disk_free_gib:
+    """Refuse hosts whose pool has not enough disk, reserve and over-commit included."""
+    free_gib = host.disk_free_gib(demand.pool)
+    if demand.pool not in host.pools or demand.disk_gib <= free_gib:
         return None
     return (
-        f"{host.name} has {host.disk_free_gib:.0f} GiB of disk free, "
+        f"{host.name} has {free_gib:.0f} GiB of disk free in pool {demand.pool!r}, "
         f"{demand.disk_gib} GiB are needed."
     )
+
+
+def refuse_by_group(host: HostSnapshot, demand: Demand) -> str | None:
+    """Refuse hosts that the rule of the guest's server group rules out."""
+    group = demand.group
+    if group is None or not group.others:
+        return None
+    is_here = host.name in group.others
+    if group.policy == "anti_affinity" and is_here:
+        return f"{host.name} has a member of the anti-affinity group {group.name!r} already."
+    if group.policy == "affinity" and not is_here and not demand.may_split_group:
+        places = " and ".join(sorted(group.others))
+        return (
+            f"{host.name} has no member of the affinity group {group.name!r}: they are on {places}."
+        )
+    return None
 
 
 FILTERS: tuple[tuple[str, Filter], ...] = (
@@ -89,6 +121,7 @@ FILTERS: tuple[tuple[str, Filter], ...] = (
     ("cpu", refuse_short_of_cpu),
     ("memory", refuse_short_of_memory),
     ("disk", refuse_short_of_disk),
+    ("group", refuse_by_group),
 )
 
 
@@ -98,14 +131,31 @@ def list_refusals(host: HostSnapshot, demand: Demand) -> list[Refusal]:
     return [Refusal(host.name, code, message) for code, message in found if message is not None]
 
 
-def weigh(host: HostSnapshot) -> tuple[float, float, str]:
-    """Return a sort key: hosts with the largest free share of memory, then of CPU, come first.
+def weigh(host: HostSnapshot, demand: Demand) -> tuple[int, float, bool, float, float, str]:
+    """Return a sort key; the host with the smallest comes first.
 
-    The name breaks ties so that the same snapshot always gives the same order.
+    In this order: the group's wish, free memory in begun tenths of the host's, whether the image is
+    there already, free memory and free CPU as exact shares. The name breaks ties so that the same
+    snapshot always gives the same order.
     """
     memory_share = host.memory_free_mib / max(host.memory_total_mib, 1)
     cpu_share = host.vcpus_free / max(host.vcpus_total, 1)
-    return (-round(memory_share, 3), -round(cpu_share, 3), host.name)
+    return (
+        _pull_of_group(host, demand),
+        -math.ceil(memory_share * 10),
+        host.name not in demand.image_on,
+        -round(memory_share, 3),
+        -round(cpu_share, 3),
+        host.name,
+    )
+
+
+def _pull_of_group(host: HostSnapshot, demand: Demand) -> int:
+    """How much a group's members push away from the host; negative when they draw towards it."""
+    if demand.group is None:
+        return 0
+    here = demand.group.others.get(host.name, 0)
+    return here if demand.group.policy in ("anti_affinity", "soft_anti_affinity") else -here
 
 
 def rank(
@@ -138,13 +188,23 @@ def rank(
             fitting.append(host)
     if wanted is not None and not refusals and not fitting:
         refusals.append(Refusal(wanted, "unknown_host", f"There is no host {wanted!r}."))
-    return [host.name for host in sorted(fitting, key=weigh)], refusals
+    ranked = sorted(fitting, key=lambda host: weigh(host, demand))
+    return [host.name for host in ranked], refusals
 
 
-def no_host_fits(what: str, refusals: list[Refusal]) -> NoHostFits:
-    """Return the error that names every refusal."""
+def no_host_fits(what: str, refusals: list[Refusal], *, wanted: str | None = None) -> NoHostFits:
+    """Return the error that names every refusal.
+
+    Args:
+        what: which guest, for the message.
+        refusals: of every host that was considered.
+        wanted: the host that was asked for; no other was considered then.
+    """
     reasons = " ".join(refusal.message for refusal in refusals) or "There are no hosts."
+    details: dict[str, Any] = {"refusals": [refusal.to_wire() for refusal in refusals]}
+    if wanted is None:
+        return NoHostFits(f"No host fits {what}. {reasons}", details)
+    details["hint"] = "Leave the host to the scheduler, or make room there."
     return NoHostFits(
-        f"No host fits {what}. {reasons}",
-        {"refusals": [refusal.to_wire() for refusal in refusals]},
+        f"Host {wanted}, which was asked for, does not fit {what}. {reasons}", details
     )

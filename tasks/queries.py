@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import InvalidRequest
-from models import hosts, operations, queries
+from models import hosts, operations, queries, server_groups
 from models.queries import find_schema_revision
 
 Answer = dict[str, Any] | list[dict[str, Any]]
@@ -62,6 +62,18 @@ def list_hosts(session: Session) -> Answer:
     Retries: none.
     """
     return [view.model_dump(mode="json") for view in queries.list_hosts(session)]
+
+
+def list_groups(session: Session) -> Answer:
+    """Return the server groups that have members, with where these are.
+
+    Queue: control; milliseconds.
+    Idempotency: only reads.
+    Undo: none.
+    On crash: ask again.
+    Retries: none.
+    """
+    return [view.model_dump(mode="json") for view in server_groups.list_groups(session)]
 
 
 def show_operation(session: Session, *, operation_id: str) -> Answer:
@@ -188,6 +200,7 @@ QUERIES: dict[str, Callable[..., Answer]] = {
     "innkeeper.host.list": list_hosts,
     "innkeeper.host.enable": enable_host,
     "innkeeper.host.disable": disable_host,
+    "innkeeper.group.list": list_groups,
     "innkeeper.operation.show": show_operation,
     "innkeeper.operation.list": list_operations,
     "innkeeper.operation.cancel": cancel_operation,

@@ -40,13 +40,13 @@ from models.operations import (
     take_instance,
 )
 from models.queries import record_event
+from models.server_groups import join_group
 from tasks.catalogue import WORKFLOWS
-from tasks.choosing import choose_and_claim
+from tasks.choosing import choose_and_claim, demand_of
 from tasks.disk_plan import plan_disks, refuse_unbuilt, size_gib
 from tasks.guest_domain import refuse_impossible
 from tasks.migration_checks import failure
 from tasks.placement import Refusal
-from tasks.spawn import demand_of
 
 SPAWN_MARGIN_S = 1800.0
 MIGRATE_MARGIN_S = 180.0
@@ -145,7 +145,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     """Take on a spawn: write the guest, choose its host, claim there.
 
     Raises:
-        InvalidRequest, AlreadyExists, NoHostFits: nothing was written.
+        InvalidRequest, AlreadyExists, Conflict, NoHostFits: nothing was written.
     """
     spec = parse_request(InstanceSpec, fields.get("spec"))
     refuse_unbuilt(spec)
@@ -177,14 +177,15 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
             f"There is an instance {spec.name!r} already.", {"what": "instance", "name": spec.name}
         )
     instance = take_instance(session, instance_id, new, allowed=frozenset({InstanceState.BUILDING}))
+    if spec.group is not None:
+        join_group(session, instance, name=spec.group.name, policy=spec.group.policy)
     host, refusals = choose_and_claim(
         session,
-        instance_id=instance_id,
+        instance=instance,
         operation_id=new.id,
-        demand=demand_of(instance),
+        demand=demand_of(session, instance),
         wanted=spec.host,
         ignored=frozenset(),
-        what=f"instance {spec.name}",
     )
     _write_choice(session, new.id, host, refusals)
     instance.host = host
@@ -242,12 +243,11 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
     instance = take_instance(session, instance.id, new, allowed=MIGRATABLE)
     dst, refusals = choose_and_claim(
         session,
-        instance_id=instance.id,
+        instance=instance,
         operation_id=new.id,
-        demand=demand_of(instance),
+        demand=demand_of(session, instance, may_split_group=policy.may_split_group),
         wanted=policy.dst,
         ignored=frozenset({src}),
-        what=f"instance {instance.name}",
     )
     _write_choice(session, new.id, dst, refusals)
     session.execute(

@@ -34,6 +34,7 @@ from models.session import Database
 from tasks.context import StepContext, name_boundary
 from tasks.crashpoints import crash_point
 from tasks.engine import Claim, Engine, Verdict
+from tasks.os_faults import find_host_fault
 from tasks.recording import (
     record_done,
     record_failure,
@@ -184,15 +185,20 @@ def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
             return Verdict.IGNORE
         except Exception as exc:
             trace_id = uuid.uuid4().hex[:12]
-            log.exception("defect in step", traceback_id=trace_id)
-            return record_failure(
-                engine,
-                claim,
-                InternalError(
-                    f"Step {claim.step.name} failed by a defect: {type(exc).__name__}: {exc}",
-                    {"exception": type(exc).__name__, "traceback_id": trace_id},
-                ),
-            )
+            log.exception("the step raised", traceback_id=trace_id)
+            return record_failure(engine, claim, _translate(exc, claim, trace_id))
+
+
+def _translate(exc: Exception, claim: Claim, trace_id: str) -> InnkeeperError:
+    """Return the error of what no step should let out: a broken host's, or a defect's."""
+    if isinstance(exc, OSError) and claim.step.host is not None:
+        fault = find_host_fault(exc, claim.step.host)
+        if fault is not None:
+            return fault
+    return InternalError(
+        f"Step {claim.step.name} failed by a defect: {type(exc).__name__}: {exc}",
+        {"exception": type(exc).__name__, "traceback_id": trace_id},
+    )
 
 
 def _refuse_if_hopeless(claim: Claim) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
-from innkeeper.errors import HostUnsuitable, HypervisorUnavailable, NoHostFits
 from innkeeper.states import BootStage, InstanceState, PowerState
 from models.claims import release_claim
 from models.disks import forget_disks
@@ -14,19 +13,13 @@ from models.instance import Instance
 from models.operation import Operation, Step
 from models.queries import view_settled
 from tasks.admission import limit_builds
-from tasks.choosing import choose_and_claim
-from tasks.placement import Demand
+from tasks.next_host import choose_next_host
 from tasks.spawn_steps.boot import wait_boot
 from tasks.spawn_steps.disks import create_disks, remove_disks
 from tasks.spawn_steps.domain import define_domain, remove_domain, render_xml, start_domain
 from tasks.spawn_steps.image import fetch_image
 from tasks.unsettled import mark_unknown
 from tasks.workflow import On, StepSpec, Workflow
-
-
-def demand_of(instance: Instance) -> Demand:
-    """Return what a guest needs of a host."""
-    return Demand(instance.vcpus, instance.memory_mib, instance.disk_gib, instance.pool)
 
 
 def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
@@ -63,50 +56,24 @@ def _fail(session: Session, operation: Operation) -> None:
     )
 
 
-HOST_FAULTS = frozenset({HostUnsuitable.code, HypervisorUnavailable.code})
-MOST_HOSTS_TRIED = 3
-
-
 def _choose_next_host(session: Session, operation: Operation) -> bool:
     """Answer a host's own failure with another host, unless the caller insisted on this one."""
     instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    error = operation.error or {}
-    if error.get("code") not in HOST_FAULTS or instance.spec.get("host") is not None:
-        return False
-    refusals = [*operation.refusals]
-    refusals.append(
-        {"host": operation.dst_host, "code": error["code"], "message": error.get("message", "")}
-    )
-    tried = frozenset(r["host"] for r in refusals if r["code"] in HOST_FAULTS)
-    if len(tried) >= MOST_HOSTS_TRIED:
-        return False
-    if operation.dst_host is not None:
-        release_claim(session, host=operation.dst_host, instance_id=instance.id)
-    try:
-        host, _ = choose_and_claim(
-            session,
-            instance_id=instance.id,
-            operation_id=operation.id,
-            demand=demand_of(instance),
-            wanted=None,
-            ignored=tried,
-            what=f"instance {instance.name}",
-        )
-    except NoHostFits:
-        return False
-    operation.refusals = refusals
-    operation.dst_host = instance.host = host
+    is_pinned = instance.spec.get("host") is not None
+    host = choose_next_host(session, operation, is_pinned=is_pinned)
+    if host is not None:
+        instance.host = host
     session.flush()
-    return True
+    return host is not None
 
 
 SPAWN = Workflow(
     kind="spawn",
     steps=(
         StepSpec("fetch_image", On.DST, fetch_image, admit=limit_builds, is_harmless=True),
-        StepSpec("create_disks", On.DST, create_disks, undo=remove_disks),
+        StepSpec("create_disks", On.DST, create_disks, undo=remove_disks, intends=True),
         StepSpec("render_xml", On.DST, render_xml, is_harmless=True),
-        StepSpec("define_domain", On.DST, define_domain, undo=remove_domain),
+        StepSpec("define_domain", On.DST, define_domain, undo=remove_domain, intends=True),
         StepSpec("start_domain", On.DST, start_domain),
         StepSpec("wait_boot", On.DST, wait_boot),
     ),

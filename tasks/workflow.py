@@ -59,6 +59,8 @@ class StepSpec:
         on: which host's queue.
         do: probes, acts, verifies; safe to begin again at any point.
         undo: removes what the ledger says ``do`` made, or was about to make.
+        intends: whether ``do`` writes every effect into the ledger before it has it: a step that
+            failed and has written none made nothing, and is not undone.
         admit: asked in the claim's transaction; a sentence means «not yet», and why.
         best_effort: its failure is noted and does not fail the operation.
         max_failures: how often it may fail before it fails for good; a worker that is lost in the
@@ -73,6 +75,7 @@ class StepSpec:
     on: On
     do: "Callable[[StepContext], Done]"
     undo: "Callable[[StepContext], None] | None" = None
+    intends: bool = False
     admit: Callable[[Session, Operation], str | None] | None = None
     best_effort: bool = False
     max_failures: int = 5
@@ -124,6 +127,11 @@ class Workflow:
     def undoable(self) -> frozenset[str]:
         """Names of the steps that leave something to undo."""
         return frozenset(step.name for step in self.steps if step.undo is not None)
+
+    @property
+    def intending(self) -> frozenset[str]:
+        """Names of the steps whose ledger tells whether they have begun to make anything."""
+        return frozenset(step.name for step in self.steps if step.intends)
 
     def plan(self, *, src: str | None, dst: str | None) -> list[PlannedStep]:
         """Return the steps with the hosts that will do them."""

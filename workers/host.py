@@ -215,6 +215,8 @@ def describe_host(settings: Settings, hypervisor: Hypervisor, worker_id: str) ->
         vcpus_total=facts.vcpus,
         memory_total_mib=facts.memory_mib,
         disk_total_gib=max(capacity.values(), default=0),
+        reserved_vcpus=settings.reserved_vcpus,
+        reserved_disk_gib=settings.reserved_disk_gib,
         reserved_memory_mib=settings.reserved_memory_mib,
         cpu_overcommit=settings.cpu_overcommit,
         memory_overcommit=settings.memory_overcommit,

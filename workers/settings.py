@@ -82,6 +82,12 @@ class Settings(BaseModel):
         str, Field(description="Directories that file:// images may come from, ':' between them")
     ] = "/var/lib/innkeeper-images"
     max_image_gib: Annotated[int, Field(ge=1, description="Largest image file, GiB")] = 256
+    reserved_vcpus: Annotated[
+        int, Field(ge=0, description="Physical CPUs kept for the host itself")
+    ] = 0
+    reserved_disk_gib: Annotated[
+        int, Field(ge=0, description="Disk kept free in each pool, GiB")
+    ] = 0
     reserved_memory_mib: Annotated[
         int, Field(ge=0, description="Memory kept for the host itself, MiB")
     ] = 512

@@ -1,4 +1,4 @@
-"""disks, server groups, the state of cached images, and one more boot stage
+"""disks, server groups, the pool of a claim, the state of cached images, and one more boot stage
 
 Revision ID: 0003
 Revises: 0002
@@ -91,6 +91,14 @@ def upgrade() -> None:
         ["name"],
     )
     op.create_index(op.f("ix_instances_group_name"), "instances", ["group_name"])
+    for column in ("reserved_vcpus", "reserved_disk_gib"):
+        op.add_column(
+            "hosts", sa.Column(column, sa.Integer(), server_default=sa.text("0"), nullable=False)
+        )
+    op.add_column(
+        "claims", sa.Column("pool", sa.String(), server_default=sa.text("'local'"), nullable=False)
+    )
+    op.execute("UPDATE claims c SET pool = i.pool FROM instances i WHERE i.id = c.instance_id")
     _set_boot_stages("defined", "running", "console", "agent", "cloud_init")
     op.add_column("images", sa.Column("sha512", sa.String(), nullable=True))
     op.add_column(
@@ -115,6 +123,9 @@ def downgrade() -> None:
     op.drop_column("images", "sha512")
     op.execute("UPDATE instances SET boot_stage = 'agent' WHERE boot_stage = 'cloud_init'")
     _set_boot_stages("defined", "running", "console", "agent")
+    op.drop_column("claims", "pool")
+    op.drop_column("hosts", "reserved_disk_gib")
+    op.drop_column("hosts", "reserved_vcpus")
     op.drop_column("instances", "group_name")
     op.drop_table("disks")
     op.drop_table("server_groups")

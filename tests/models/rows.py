@@ -11,7 +11,9 @@ from models.instance import Instance
 from models.operations import NewOperation, PlannedStep, insert_operation, take_instance
 
 
-def add_host(session: Session, name: str, *, memory_mib: int = 4096) -> None:
+def add_host(
+    session: Session, name: str, *, memory_mib: int = 4096, pools_gib: dict[str, int] | None = None
+) -> None:
     session.add(
         Host(
             name=name,
@@ -19,7 +21,7 @@ def add_host(session: Session, name: str, *, memory_mib: int = 4096) -> None:
             vcpus_total=64,
             memory_total_mib=memory_mib,
             disk_total_gib=100,
-            pools={"local": {}},
+            pools={pool: {"total_gib": gib} for pool, gib in (pools_gib or {"local": 100}).items()},
             heartbeat_at=func.clock_timestamp(),
         )
     )
@@ -37,7 +39,7 @@ def add_instance(
     instance = Instance(
         id=uuid4(),
         name=name,
-        spec={"power_policy": "stop"},
+        spec={"name": name, "image": "/images/vm.qcow2", "power_policy": "stop"},
         host=host,
         state=state,
         pool="local",

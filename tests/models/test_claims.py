@@ -11,8 +11,7 @@ from innkeeper.states import InstanceState
 from models.host import Claim
 from models.operations import insert_operation, take_instance
 from models.session import Database
-from tasks.choosing import choose_and_claim
-from tasks.placement import Demand
+from tasks.choosing import choose_and_claim, demand_of
 from tests.models.rows import add_host, add_instance, new_operation
 
 
@@ -26,19 +25,22 @@ def test_fifty_racing_spawns_never_over_claim(database: Database) -> None:
     def spawn(number: int) -> None:
         def work(session: Session) -> str:
             instance_id = add_instance(
-                session, f"vm-{number}-{uuid4().hex[:6]}", host=None, state=InstanceState.BUILDING
+                session,
+                f"vm-{number}-{uuid4().hex[:6]}",
+                host=None,
+                state=InstanceState.BUILDING,
+                memory_mib=512,
             )
             new = new_operation("spawn")
             insert_operation(session, new, [])
-            take_instance(session, instance_id, new, allowed=frozenset(InstanceState))
+            instance = take_instance(session, instance_id, new, allowed=frozenset(InstanceState))
             host, _ = choose_and_claim(
                 session,
-                instance_id=instance_id,
+                instance=instance,
                 operation_id=new.id,
-                demand=Demand(vcpus=1, memory_mib=512, disk_gib=1, pool="local"),
+                demand=demand_of(session, instance),
                 wanted=None,
                 ignored=frozenset(),
-                what="vm",
             )
             return host
 

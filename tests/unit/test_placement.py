@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from models.claims import HostSnapshot
-from tasks.placement import Demand, list_refusals, rank
+from models.server_groups import GroupStand
+from tasks.placement import Demand, list_refusals, no_host_fits, rank
 
 HOST = HostSnapshot(
     name="hv-a",
@@ -15,14 +16,17 @@ HOST = HostSnapshot(
     vcpus_total=4,
     memory_total_mib=4096,
     disk_total_gib=100,
+    reserved_vcpus=0,
     reserved_memory_mib=1024,
+    reserved_disk_gib=0,
     cpu_overcommit=2.0,
     memory_overcommit=1.0,
     disk_overcommit=1.0,
-    pools={"local": {}},
+    pools={"local": {"total_gib": 100}, "fast": {"total_gib": 20}},
     vcpus_claimed=0,
     memory_claimed_mib=0,
     disk_claimed_gib=0,
+    disk_claimed_gib_by_pool={},
     instances=0,
 )
 DEMAND = Demand(vcpus=2, memory_mib=1024, disk_gib=10, pool="local")
@@ -40,9 +44,20 @@ DEMAND = Demand(vcpus=2, memory_mib=1024, disk_gib=10, pool="local")
         ({"memory_claimed_mib": 2048}, []),
         ({"memory_claimed_mib": 2049}, ["memory"]),
         ({"memory_claimed_mib": 2049, "memory_overcommit": 1.5}, []),
-        ({"disk_claimed_gib": 91}, ["disk"]),
+        ({"vcpus_claimed": 4, "reserved_vcpus": 1}, []),
+        ({"vcpus_claimed": 5, "reserved_vcpus": 1}, ["cpu"]),
+        ({"disk_claimed_gib_by_pool": {"local": 90}}, []),
+        ({"disk_claimed_gib_by_pool": {"local": 91}}, ["disk"]),
+        ({"disk_claimed_gib_by_pool": {"local": 91}, "disk_overcommit": 1.5}, []),
+        ({"disk_claimed_gib_by_pool": {"local": 90}, "reserved_disk_gib": 1}, ["disk"]),
+        ({"disk_claimed_gib_by_pool": {"fast": 1000}}, []),
+        ({"pools": {"local": {}}, "disk_claimed_gib_by_pool": {"local": 91}}, ["disk"]),
         (
-            {"is_up": False, "vcpus_claimed": 8, "disk_claimed_gib": 100},
+            {
+                "is_up": False,
+                "vcpus_claimed": 8,
+                "disk_claimed_gib_by_pool": {"local": 100},
+            },
             ["host_down", "cpu", "disk"],
         ),
     ],
@@ -62,6 +77,74 @@ def test_the_emptiest_host_comes_first_and_ties_go_by_name() -> None:
     names, refusals = rank(hosts, DEMAND, wanted=None, ignored=frozenset())
     assert names == ["b", "c", "a"]
     assert refusals == []
+
+
+def group(policy: str, **others: int) -> GroupStand:
+    return GroupStand("g", policy, {name.replace("_", "-"): n for name, n in others.items()})
+
+
+@pytest.mark.parametrize(
+    ("stand", "may_split", "refused"),
+    [
+        (None, False, False),
+        (group("affinity"), False, False),
+        (group("anti_affinity"), False, False),
+        (group("affinity", hv_a=1), False, False),
+        (group("affinity", hv_b=1), False, True),
+        (group("affinity", hv_a=1, hv_b=1), False, False),
+        (group("affinity", hv_b=1), True, False),
+        (group("anti_affinity", hv_a=1), False, True),
+        (group("anti_affinity", hv_a=1), True, True),
+        (group("anti_affinity", hv_b=1), False, False),
+        (group("soft_affinity", hv_b=1), False, False),
+        (group("soft_anti_affinity", hv_a=1), False, False),
+    ],
+)
+def test_a_group_refuses_only_by_its_hard_rules(
+    stand: GroupStand | None, may_split: bool, refused: bool
+) -> None:
+    demand = replace(DEMAND, group=stand, may_split_group=may_split)
+    assert [r.code for r in list_refusals(HOST, demand)] == (["group"] if refused else [])
+
+
+FULLER = {"memory_claimed_mib": 1024}
+
+
+@pytest.mark.parametrize(
+    ("demand", "changes", "order"),
+    [
+        # Equally empty: by name, or by the image that is there.
+        ({}, {}, ["a", "b"]),
+        ({"image_on": frozenset({"b"})}, {}, ["b", "a"]),
+        # A tenth of the memory weighs more than the image, a hair of it less.
+        ({"image_on": frozenset({"b"})}, {"b": FULLER}, ["a", "b"]),
+        ({"image_on": frozenset({"b"})}, {"b": {"memory_claimed_mib": 10}}, ["b", "a"]),
+        ({}, {"a": {"memory_claimed_mib": 10}}, ["b", "a"]),
+        ({}, {"a": {"vcpus_claimed": 1}}, ["b", "a"]),
+        # The group's wish comes first.
+        ({"group": group("soft_affinity", b=1)}, {"b": FULLER}, ["b", "a"]),
+        ({"group": group("soft_affinity", a=1, b=2)}, {"b": FULLER}, ["b", "a"]),
+        ({"group": group("soft_anti_affinity", a=1)}, {"b": FULLER}, ["b", "a"]),
+        ({"group": group("soft_anti_affinity", a=2, b=1)}, {"b": FULLER}, ["b", "a"]),
+        ({"group": group("affinity", b=1), "may_split_group": True}, {"b": FULLER}, ["b", "a"]),
+    ],
+)
+def test_the_order_of_hosts_that_fit(
+    demand: dict[str, object], changes: dict[str, dict[str, object]], order: list[str]
+) -> None:
+    hosts = [replace(HOST, name=name, **changes.get(name, {})) for name in ("a", "b")]  # type: ignore[arg-type]
+    wanted = replace(DEMAND, **demand)  # type: ignore[arg-type]
+    for seen in (hosts, hosts[::-1]):
+        assert rank(seen, wanted, wanted=None, ignored=frozenset()) == (order, [])
+
+
+def test_a_host_that_was_asked_for_must_fit_like_any_other() -> None:
+    full = replace(HOST, memory_claimed_mib=4096)
+    names, refusals = rank([full], DEMAND, wanted="hv-a", ignored=frozenset())
+    assert (names, [r.code for r in refusals]) == ([], ["memory"])
+    error = no_host_fits("instance vm-1", refusals, wanted="hv-a")
+    assert error.message.startswith("Host hv-a, which was asked for, does not fit instance vm-1.")
+    assert error.details["refusals"] == [refusals[0].to_wire()]
 
 
 def test_an_ignored_host_and_an_unknown_one_are_refused_with_a_reason() -> None:

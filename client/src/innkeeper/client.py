@@ -23,6 +23,7 @@ from innkeeper.operation import Operation
 from innkeeper.requests import Asker, Message
 from innkeeper.transport import Transport
 from innkeeper.types import (
+    GroupView,
     HostView,
     InstanceSpec,
     InstanceView,
@@ -198,6 +199,11 @@ class Innkeeper:
         """Return the hosts as their workers last reported them."""
         answer = self._transport.ask(contract.HOST_LIST, {})
         return [HostView.model_validate(each) for each in answer]
+
+    def groups(self) -> list[GroupView]:
+        """Return the server groups that have members, and where these are."""
+        answer = self._transport.ask(contract.GROUP_LIST, {})
+        return [GroupView.model_validate(each) for each in answer]
 
     def enable_host(self, host: str) -> HostView:
         """Let the scheduler choose the host again."""

@@ -37,6 +37,7 @@ INSTANCE_LIST: Final = "innkeeper.instance.list"
 HOST_LIST: Final = "innkeeper.host.list"
 HOST_ENABLE: Final = "innkeeper.host.enable"
 HOST_DISABLE: Final = "innkeeper.host.disable"
+GROUP_LIST: Final = "innkeeper.group.list"
 OPERATION_SHOW: Final = "innkeeper.operation.show"
 OPERATION_LIST: Final = "innkeeper.operation.list"
 OPERATION_CANCEL: Final = "innkeeper.operation.cancel"
@@ -49,6 +50,7 @@ QUERY_TASKS: Final = frozenset(
         HOST_LIST,
         HOST_ENABLE,
         HOST_DISABLE,
+        GROUP_LIST,
         OPERATION_SHOW,
         OPERATION_LIST,
         OPERATION_CANCEL,

@@ -17,6 +17,8 @@ from innkeeper.messages import HostName, Request, View
 from innkeeper.states import BootStage, Handover, InstanceState, OperationState, PowerState, Storage
 
 __all__ = [
+    "GroupMember",
+    "GroupView",
     "HostView",
     "InstanceSpec",
     "InstanceView",
@@ -45,6 +47,8 @@ class MigrationPolicy(Request):
         deadline_s: the whole migration's time; after it, the migration is aborted.
         bandwidth_mib_s: cap of the link; 0 for none.
         auto_converge: whether QEMU may throttle the guest so that the migration ends.
+        may_split_group: whether a guest of an affinity group may leave the others' host; they are
+            expected to follow. An anti-affinity group is always obeyed.
     """
 
     dst: HostName | None = None
@@ -54,6 +58,7 @@ class MigrationPolicy(Request):
     deadline_s: Annotated[float, Field(gt=0, le=86400)] = 3600
     bandwidth_mib_s: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     auto_converge: bool = True
+    may_split_group: bool = False
 
 
 class StopPolicy(Request):
@@ -97,6 +102,7 @@ class InstanceView(View):
     operation_id: UUID | None = None
     task: str | None = None
     boot_stage: BootStage | None = None
+    group: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     created_at: datetime
     updated_at: datetime
@@ -120,7 +126,10 @@ class StepView(View):
 
 
 class OperationView(View):
-    """An operation and, in ``steps``, its timeline."""
+    """An operation and, in ``steps``, its timeline.
+
+    ``refusals`` tells for each host that was not taken ``{host, code, message}``.
+    """
 
     id: UUID
     kind: str
@@ -133,6 +142,7 @@ class OperationView(View):
     reason: str | None = None
     cancel_requested: bool = False
     progress: Progress = Progress()
+    refusals: list[dict[str, Any]] = Field(default_factory=list)
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     created_at: datetime
@@ -163,6 +173,22 @@ class HostView(View):
     disk_total_gib: int = 0
     disk_claimed_gib: int = 0
     instances: int = 0
+
+
+class GroupMember(View):
+    """A guest of a server group."""
+
+    name: str
+    host: str | None = None
+    state: InstanceState
+
+
+class GroupView(View):
+    """A server group with its living members."""
+
+    name: str
+    policy: str
+    members: list[GroupMember] = Field(default_factory=list)
 
 
 def parse_request(cls: type[T], fields: Any) -> T:

@@ -73,6 +73,24 @@ def hosts(as_json: JsonOption = False) -> None:
     )
 
 
+def groups(as_json: JsonOption = False) -> None:
+    """List the server groups, with where their members are."""
+    with Innkeeper() as inn:
+        views = inn.groups()
+    if as_json:
+        print_json([each.model_dump(mode="json") for each in views])
+        return
+    print_table(
+        ("GROUP", "POLICY", "MEMBER", "HOST", "STATE"),
+        (
+            (each.name, each.policy, member.name, member.host, member.state.value)
+            for each in views
+            for member in each.members
+        ),
+        empty="No guest is in a server group.",
+    )
+
+
 def enable(host: HostArgument, as_json: JsonOption = False) -> None:
     """Let a host receive new guests again."""
     with Innkeeper() as inn:
@@ -100,6 +118,7 @@ def register(app: typer.Typer) -> None:
         (ls, "innkeeper ls --json"),
         (show, "innkeeper show vm-1"),
         (hosts, "innkeeper hosts"),
+        (groups, "innkeeper groups"),
         (enable, "innkeeper enable hv-a"),
         (disable, "innkeeper disable hv-a --reason 'new memory on Monday'"),
     ):
@@ -115,6 +134,7 @@ def _instance_facts(view: InstanceView) -> list[tuple[str, Any]]:
         ("state", view.state.value),
         ("power state", power),
         ("host", view.host),
+        ("server group", view.group),
         ("boot stage", view.boot_stage.value if view.boot_stage else None),
         ("doing", view.task),
         ("operation", view.operation_id),

@@ -21,6 +21,8 @@ def print_timeline(view: OperationView) -> None:
     console.print(Text.assemble((headline(view), "bold"), " is ", cell(view.state.value)))
     for line in _circumstances(view):
         console.print(line, soft_wrap=True)
+    for line in refusal_lines(view):
+        console.print(line, soft_wrap=True)
     if view.steps:
         console.print()
         console.print(_steps_table(view))
@@ -43,6 +45,12 @@ def headline(view: OperationView) -> str:
     if view.dst_host:
         text += f" to {view.dst_host}"
     return text
+
+
+def refusal_lines(view: OperationView) -> Iterator[str]:
+    """Yield why each host that was not taken was not."""
+    for refusal in view.refusals:
+        yield f"not on {refusal.get('host')}: {refusal.get('message')} [{refusal.get('code')}]"
 
 
 def step_notes(step: StepView) -> Iterator[str]:

@@ -112,6 +112,12 @@ def migrate(
     bandwidth_mib_s: Annotated[
         int | None, typer.Option(help="A cap for the link; 0 for none. Default: 0.")
     ] = None,
+    split_group: Annotated[
+        bool,
+        typer.Option(
+            "--split-group", help="Leave the others of an affinity group; they are to follow."
+        ),
+    ] = False,
     reason: ReasonOption = None,
     idempotency_key: KeyOption = None,
     timeout_s: TimeoutOption = None,
@@ -126,6 +132,7 @@ def migrate(
         max_downtime_ms=max_downtime_ms,
         deadline_s=deadline_s,
         bandwidth_mib_s=bandwidth_mib_s,
+        may_split_group=split_group or None,
     )
     with Innkeeper() as inn:
         operation = inn.migrate(name, fields, reason=reason, idempotency_key=idempotency_key)

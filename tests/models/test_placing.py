@@ -1,0 +1,110 @@
+"""What a request claims, and that one that cannot be placed leaves nothing."""
+
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from innkeeper.errors import Conflict, NoHostFits
+from models.image import CachedImage, Image
+from models.session import Database
+from tests.models.asking import ask_spawn, count_rows, places
+from tests.models.rows import add_host
+
+
+def claims(database: Database) -> list[tuple[str, str, int]]:
+    with database.transaction() as session:
+        rows = session.execute(text("SELECT host, pool, disk_gib FROM claims ORDER BY id"))
+        return [(row.host, row.pool, row.disk_gib) for row in rows]
+
+
+def test_disks_are_claimed_in_their_pool(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv-a", pools_gib={"local": 10, "fast": 4})
+    ask_spawn(database, "vm-0", disk_gib=4, pool="fast")
+    assert claims(database) == [("hv-a", "fast", 4)]
+    with pytest.raises(NoHostFits, match="0 GiB of disk free in pool 'fast'"):
+        ask_spawn(database, "vm-1", disk_gib=1, pool="fast")
+    ask_spawn(database, "vm-1", disk_gib=10, pool="local")
+    assert claims(database)[1:] == [("hv-a", "local", 10)]
+
+
+def test_a_disk_of_the_images_size_is_claimed_by_it_once_it_is_known(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv-a")
+        session.add(
+            Image(
+                sha256="a" * 64,
+                format="qcow2",
+                size_bytes=1,
+                source="x",
+                virtual_size_bytes=2 * 1024**3 + 1,
+            )
+        )
+    ask_spawn(database, "vm-0", disk_gib=0, sha256="a" * 64)
+    assert claims(database) == [("hv-a", "local", 3)]
+
+
+def test_a_host_that_has_the_image_is_preferred(database: Database) -> None:
+    with database.transaction() as session:
+        for name in ("hv-a", "hv-b", "hv-c"):
+            add_host(session, name)
+        session.add(
+            Image(
+                sha256="a" * 64,
+                sha512="b" * 128,
+                format="qcow2",
+                size_bytes=1,
+                source="x",
+                virtual_size_bytes=1,
+            )
+        )
+        session.flush()
+        for host, state in (("hv-b", "rotten"), ("hv-c", "ready")):
+            session.add(
+                CachedImage(host=host, pool="local", sha256="a" * 64, path="/x", state=state)
+            )
+    ask_spawn(database, "by-256", sha256="a" * 64)
+    ask_spawn(database, "by-512", sha512="b" * 128)
+    ask_spawn(database, "unknown")
+    assert places(database) == {"by-256": "hv-c", "by-512": "hv-c", "unknown": "hv-a"}
+
+
+def test_what_cannot_be_placed_leaves_no_row(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv-a", memory_mib=512)
+    before = count_rows(database)
+    with pytest.raises(NoHostFits) as caught:
+        ask_spawn(
+            database,
+            "vm-0",
+            memory_mib=1024,
+            vcpus=65,
+            pool="none",
+            group={"name": "new", "policy": "affinity"},
+        )
+    codes = [each["code"] for each in caught.value.details["refusals"]]
+    assert codes == ["no_pool", "cpu", "memory"]
+    assert count_rows(database) == before
+
+
+def test_an_insisted_host_claims_like_any_other(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv-a", memory_mib=512)
+        add_host(session, "hv-b")
+    ask_spawn(database, "vm-0", memory_mib=512, host="hv-a")
+    with pytest.raises(NoHostFits, match="Host hv-a, which was asked for") as caught:
+        ask_spawn(database, "vm-1", memory_mib=512, host="hv-a")
+    assert [(r["host"], r["code"]) for r in caught.value.details["refusals"]] == [
+        ("hv-a", "memory")
+    ]
+
+
+def test_a_key_sent_twice_claims_once(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv-a")
+    key = uuid4().hex
+    assert ask_spawn(database, "vm-0", key=key) == ask_spawn(database, "vm-0", key=key)
+    assert len(claims(database)) == 1
+    with pytest.raises(Conflict):
+        ask_spawn(database, "vm-1", key=key)
