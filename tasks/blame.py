@@ -31,6 +31,7 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.HypervisorRefused,
         # QEMU could not be started: a bridge, a device or memory is missing on this host.
         errors.StartFailed,
+        errors.StartInterrupted,
         # The destination of a migration was found wanting.
         errors.PrecheckFailed,
     ),

@@ -9,7 +9,7 @@ from tasks.blame import BLAME, Blame, is_fault_of_host, list_tried
 
 EXPECTED = {
     Blame.HOST: "host_unsuitable hypervisor_busy hypervisor_error hypervisor_refused "
-    "hypervisor_unavailable precheck_failed start_failed",
+    "hypervisor_unavailable precheck_failed start_failed start_interrupted",
     Blame.IMAGE: "digest_mismatch fetch_failed format_mismatch image_error image_too_large "
     "unsafe_image",
     Blame.USER: "already_exists busy capacity_error conflict define_rejected invalid_request "
