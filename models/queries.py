@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from innkeeper.addresses import show_address
 from innkeeper.errors import NotFound
 from innkeeper.states import LIVE_OPERATION_STATES, InstanceState, StepState
 from innkeeper.types import HostView, InstanceView, OperationView, Progress, StepView
@@ -38,7 +39,7 @@ def view_instance(session: Session, instance: Instance) -> InstanceView:
         memory_mib=instance.memory_mib,
         disk_gib=instance.disk_gib,
         pool=instance.pool,
-        image=str(instance.spec.get("image", "")),
+        image=show_address(str(instance.spec.get("image", ""))),
         epoch=instance.epoch,
         operation_id=instance.operation_id,
         task=task,

@@ -16,11 +16,13 @@ class ImageFacts:
         size_bytes: of the file; another size means that it is damaged.
         virtual_size_bytes: of the disk a guest would see.
         rules_version: of the rules it was judged by.
+        sha512: of its bytes, once somebody has asked for it.
     """
 
     size_bytes: int
     virtual_size_bytes: int
     rules_version: int
+    sha512: str | None = None
 
 
 def facts_path(image: Path) -> Path:
@@ -30,12 +32,13 @@ def facts_path(image: Path) -> Path:
 
 def read_facts(image: Path) -> ImageFacts | None:
     """Return an image's facts; None when there are none that can be read."""
-    said = read_json(facts_path(image))
-    if said is None or set(said) != {"size_bytes", "virtual_size_bytes", "rules_version"}:
+    said = read_json(facts_path(image)) or {}
+    sha512 = said.pop("sha512", None)
+    if set(said) != {"size_bytes", "virtual_size_bytes", "rules_version"}:
         return None
     if not all(isinstance(value, int) for value in said.values()):
         return None
-    return ImageFacts(**said)  # type: ignore[arg-type]
+    return ImageFacts(**said, sha512=sha512 if isinstance(sha512, str) else None)  # type: ignore[arg-type]
 
 
 def write_facts(image: Path, facts: ImageFacts) -> None:
@@ -55,5 +58,9 @@ def read_json(path: Path) -> dict[str, object] | None:
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Replace a file by a JSON object, at once for its readers."""
     own = path.with_name(f".{path.name}.{uuid4().hex}")
-    own.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(own, path)
+    try:
+        own.write_text(json.dumps(value), encoding="utf-8")
+        os.replace(own, path)
+    except BaseException:
+        own.unlink(missing_ok=True)
+        raise

@@ -1,4 +1,4 @@
-"""Where an image's bytes come from: a file below an allowed root, or an HTTP server.
+"""Where an image's bytes come from: the contract of all sources, and files of this host.
 
 A source delivers from an offset, so that a broken transfer goes on where it stopped; it says when
 the object has changed meanwhile.
@@ -9,20 +9,17 @@ import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from innkeeper.errors import FetchFailed, InvalidRequest
-
-if TYPE_CHECKING:
-    import httpx
+from innkeeper.addresses import show_address
+from innkeeper.errors import FetchFailed, InvalidRequest, SourceRefused
 
 CHUNK_BYTES = 1 << 20
-MAX_REDIRECTS = 5
-CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 10.0
+
+# What an inspector wants to see of an image before more of it is read.
+FIRST_CHUNK_BYTES = 1 << 16
 
 
 class TransferBroken(Exception):
@@ -30,7 +27,18 @@ class TransferBroken(Exception):
 
 
 class TransferRefused(Exception):
-    """The source will not deliver, however often it is asked."""
+    """The source will not deliver, however often it is asked.
+
+    Args:
+        reason: why.
+        status: what a server answered; None where none did.
+        hint: the next thing to try.
+    """
+
+    def __init__(self, reason: str, *, status: int | None = None, hint: str | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.hint = hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,7 @@ class Delivery:
     """What a source hands over.
 
     Args:
-        chunks: the bytes, from ``offset`` on; raises TransferBroken.
+        chunks: the bytes, from ``offset`` on, at most CHUNK_BYTES at once; raises TransferBroken.
         offset_bytes: where they begin: the offset asked for, or 0 when the source starts anew.
         total_bytes: the whole object's size; None when it is not told.
         validator: what tells this version of the object from another; empty for nothing.
@@ -74,27 +82,35 @@ class FileSource:
     """A regular file below one of the allowed roots, links resolved.
 
     Raises:
-        InvalidRequest: it lies outside all of them, or is no regular file.
+        InvalidRequest: it lies outside all of them.
         FetchFailed: there is no such file.
+        SourceRefused: it is no regular file; it is not opened to find out.
     """
 
     can_resume = False
 
     def __init__(self, url: str, allowed_roots: tuple[Path, ...]) -> None:
-        self._url = url
-        path = Path(file_path(url))
+        shown = show_address(url)
+        self._roots = tuple(root.resolve() for root in allowed_roots)
         try:
-            self._path = path.resolve(strict=True)
-        except (OSError, RuntimeError) as error:
+            self._path = Path(file_path(url)).resolve(strict=True)
+            mode = self._path.lstat().st_mode
+        except (OSError, RuntimeError, ValueError) as error:
             raise FetchFailed(
-                f"The image {url} cannot be read on this host: {error}.", {"url": url}
+                f"The image {shown} cannot be read on this host: {error}.", {"url": shown}
             ) from error
-        if not any(self._path.is_relative_to(root.resolve()) for root in allowed_roots):
+        if not self._is_allowed(self._path):
             roots = ", ".join(str(root) for root in allowed_roots) or "none"
             raise InvalidRequest(
-                f"The image {url} does not lie below a directory this host takes images from"
+                f"The image {shown} does not lie below a directory this host takes images from"
                 f" ({roots}).",
                 {"problems": [{"path": "image", "message": "outside the allowed directories"}]},
+            )
+        # Opening a device may already do something.
+        if not stat.S_ISREG(mode):
+            raise SourceRefused(
+                f"The image {shown} is {_kind(mode)}, not a regular file.",
+                {"url": shown, "reason": "not a regular file"},
             )
 
     @contextmanager
@@ -113,8 +129,9 @@ class FileSource:
             raise TransferRefused(str(error)) from error
         with os.fdopen(number, "rb") as file:
             about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise TransferRefused("not a regular file")
+            opened = Path(os.readlink(f"/proc/self/fd/{number}"))
+            if not stat.S_ISREG(about.st_mode) or not self._is_allowed(opened):
+                raise TransferRefused("the path leads elsewhere than a moment ago")
             validator = f"{about.st_dev}:{about.st_ino}:{about.st_size}:{about.st_mtime_ns}"
             yield Delivery(
                 chunks=_read(file),
@@ -124,78 +141,29 @@ class FileSource:
                 is_unchanged=bool(known) and known == validator,
             )
 
+    def _is_allowed(self, path: Path) -> bool:
+        return any(path.is_relative_to(root) for root in self._roots)
+
 
 def _read(file: BinaryIO) -> Iterator[bytes]:
+    size_bytes = FIRST_CHUNK_BYTES
     try:
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := file.read(size_bytes):
             yield chunk
+            size_bytes = CHUNK_BYTES
     except OSError as error:
         raise TransferBroken(str(error)) from error
 
 
-class HttpSource:
-    """An http or https URL, fetched with Range requests where a transfer broke."""
-
-    can_resume = True
-
-    def __init__(self, url: str, client: "httpx.Client") -> None:
-        self._url = url
-        self._client = client
-
-    @contextmanager
-    def open(self, offset_bytes: int, *, resume: str, known: str) -> Iterator[Delivery]:
-        """See ImageSource."""
-        import httpx
-
-        # The bytes as they are: a transport encoding would hide their number and their digest.
-        headers = {"Accept-Encoding": "identity"}
-        if offset_bytes and resume:
-            headers |= {"Range": f"bytes={offset_bytes}-", "If-Range": resume}
-        elif known:
-            headers |= {"If-None-Match": known} if _is_tag(known) else {"If-Modified-Since": known}
-        try:
-            with self._client.stream("GET", self._url, headers=headers) as response:
-                yield self._delivery(response, offset_bytes)
-        except httpx.TooManyRedirects as error:
-            raise TransferRefused(f"more than {MAX_REDIRECTS} redirects") from error
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise TransferRefused(str(error)) from error
-        except httpx.HTTPError as error:
-            raise TransferBroken(str(error) or type(error).__name__) from error
-
-    def _delivery(self, response: "httpx.Response", offset_bytes: int) -> Delivery:
-        status = response.status_code
-        if status == HTTPStatus.NOT_MODIFIED:
-            return Delivery(
-                chunks=iter(()), offset_bytes=0, total_bytes=None, validator="", is_unchanged=True
-            )
-        if status >= 500 or status in (408, 425, 429):
-            raise TransferBroken(f"the server answered {status}")
-        if status not in (200, 206):
-            raise TransferRefused(f"the server answered {status}")
-        length = response.headers.get("Content-Length", "")
-        begins_at = _range_start(response) if status == 206 else 0
-        if begins_at not in (0, offset_bytes):
-            raise TransferRefused(f"the server sent bytes from {begins_at}, not {offset_bytes}")
-        total = int(length) + begins_at if length.isdigit() else None
-        return Delivery(
-            chunks=response.iter_raw(CHUNK_BYTES),
-            offset_bytes=begins_at,
-            total_bytes=total,
-            validator=_validator(response),
-        )
-
-
-def http_client() -> "httpx.Client":
-    """Return a client with our bounds on time and redirects."""
-    # Only here and where it is used: every worker would take a tenth of a second longer to start.
-    import httpx
-
-    return httpx.Client(
-        follow_redirects=True,
-        max_redirects=MAX_REDIRECTS,
-        timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISBLK, "a block device"),
+        (stat.S_ISCHR, "a character device"),
+        (stat.S_ISSOCK, "a socket"),
     )
+    return next((name for is_kind, name in kinds if is_kind(mode)), "something else")
 
 
 def file_path(url: str) -> str:
@@ -206,31 +174,24 @@ def file_path(url: str) -> str:
     """
     if url.startswith("/"):
         return url
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+    try:
+        parts = urlsplit(url)
+        path = unquote(parts.path)
+    except ValueError:
+        parts, path = None, ""
+    if (
+        parts is None
+        or parts.scheme != "file"
+        or parts.netloc not in ("", "localhost")
+        or not path.startswith("/")
+    ):
         raise InvalidRequest(
-            f"The image {url} is neither a path nor a file, http or https URL.",
+            f"The image {show_address(url)} is neither a path nor a file, http or https URL.",
             {"problems": [{"path": "image", "message": "unknown kind of address"}]},
         )
-    return unquote(parts.path)
+    return path
 
 
 def is_http(url: str) -> bool:
     """Return whether an address is for HttpSource."""
-    return urlsplit(url).scheme in ("http", "https")
-
-
-def _validator(response: "httpx.Response") -> str:
-    tag: str = response.headers.get("ETag", "")
-    # If-Range takes no weak tags.
-    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
-
-
-def _is_tag(validator: str) -> bool:
-    return validator.startswith('"')
-
-
-def _range_start(response: "httpx.Response") -> int:
-    said = response.headers.get("Content-Range", "")
-    first = said.removeprefix("bytes ").split("-")[0]
-    return int(first) if first.isdigit() else -1
+    return url.partition("://")[0].lower() in ("http", "https")

@@ -14,6 +14,7 @@ from models.hosts import HostRegistration, beat_heart, disable_host, enable_host
 from tasks.context import HostServices, Pool
 from tasks.engine import Engine
 from tasks.guest_abi import BASELINE_CPU, GuestDefaults
+from virt.cage import get_cage
 from virt.hypervisor import Hypervisor
 from virt.identity import get_or_create
 from virt.images import ImageCache
@@ -172,6 +173,7 @@ def build_services(settings: Settings, hypervisor: Hypervisor) -> HostServices:
                 pool.path / "images",
                 allowed_file_roots=roots,
                 max_bytes=settings.max_image_gib * GIB,
+                cage=get_cage(settings.qemu_img_user),
             ),
         )
     return HostServices(

@@ -1,25 +1,23 @@
 """Structured logs, bound to operation, instance, host and step while one runs."""
 
 import logging
-import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
+from innkeeper.addresses import hide_secrets
 from workers.settings import Settings
 
-_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
 
-
-def hide_passwords(
+def hide_addresses(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Replace the password of any URL in a log line."""
+    """Replace the user, the password and the query of any URL in a log line."""
     for key, value in event.items():
-        if isinstance(value, str) and "://" in value:
-            event[key] = _URL_PASSWORD.sub(r"\1***@", value)
+        if isinstance(value, str):
+            event[key] = hide_secrets(value)
     return event
 
 
@@ -30,7 +28,7 @@ def configure_logs(settings: Settings, *, node: str) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        hide_passwords,
+        hide_addresses,
     ]
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())

@@ -88,6 +88,13 @@ class Settings(BaseModel):
     reserved_disk_gib: Annotated[
         int, Field(ge=0, description="Disk kept free in each pool, GiB")
     ] = 0
+    qemu_img_user: Annotated[
+        str,
+        Field(
+            description="User that qemu-img runs as while it reads images, where the worker may"
+            " change users; empty for the worker's own"
+        ),
+    ] = "nobody"
     reserved_memory_mib: Annotated[
         int, Field(ge=0, description="Memory kept for the host itself, MiB")
     ] = 512

@@ -4,6 +4,7 @@ from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from innkeeper.addresses import show_address
 from innkeeper.types import InstanceSpec
 from models.image import CachedImage, Image
 from models.instance import Instance
@@ -38,6 +39,7 @@ def fetch_image(context: StepContext) -> Done:
         spec.image,
         spec.sha256,
         spec.image_format,
+        sha512=spec.sha512,
         max_virtual_size_bytes=limit_bytes,
         on_progress=show,
         check=context.checkpoint,
@@ -50,10 +52,11 @@ def fetch_image(context: StepContext) -> Done:
             upsert(Image)
             .values(
                 sha256=image.digest,
+                sha512=spec.sha512,
                 format=image.format,
                 size_bytes=image.size_bytes,
                 virtual_size_bytes=image.virtual_size_bytes,
-                source=spec.image,
+                source=show_address(spec.image),
             )
             .on_conflict_do_nothing()
         )

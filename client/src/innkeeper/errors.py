@@ -6,8 +6,10 @@
     │  └─ Conflict        ├─ StateConflict  └─ Busy
     ├─ CapacityError           ├─ NoHostFits   └─ HostUnsuitable
     ├─ PrecheckFailed          all failed checks of a migration at once
-    ├─ ImageError              ├─ FetchFailed ├─ DigestMismatch ├─ UnsafeImage
-    │                          ├─ FormatMismatch └─ ImageTooLarge
+    ├─ ImageError              ├─ FetchFailed (SourceRefused) ├─ DigestMismatch
+    │                          ├─ UnsafeImage (BackingFile, ExternalDataFile,
+    │                          │  UnsupportedImageFeature, MalformedImage, TruncatedImage)
+    │                          ├─ FormatMismatch (NotAnImage) └─ ImageTooLarge
     ├─ GuestError              ├─ DefineRejected ├─ StartFailed ├─ BootTimeout
     │                          ├─ StartInterrupted ├─ GuestDied ├─ AgentUnresponsive
     │                          └─ StopTimeout
@@ -219,8 +221,22 @@ class FetchFailed(ImageError):
     default_hint = "Check that the host reaches the image's address, then ask again."
 
 
+class SourceRefused(FetchFailed):
+    """The image's source will not deliver, however often it is asked.
+
+    Details: ``url``, ``status`` where a server answered.
+    """
+
+    code = "source_refused"
+    retryable = False
+    default_hint = "Ask for the address yourself, from that host; a signed one may have expired."
+
+
 class DigestMismatch(ImageError):
-    """The delivered bytes are not the promised ones. Details: ``expected``, ``actual``."""
+    """The delivered bytes are not the promised ones.
+
+    Details: ``algorithm``, ``expected``, ``actual``.
+    """
 
     code = "digest_mismatch"
     default_hint = "The image or its digest is wrong: compare with the publisher's."
@@ -233,11 +249,60 @@ class UnsafeImage(ImageError):
     default_hint = "Do not use this image; convert the original to a plain qcow2 or raw image."
 
 
+class BackingFile(UnsafeImage):
+    """The image rests on another file, which it names. Details: ``reason``."""
+
+    code = "backing_file"
+    default_hint = "Flatten it where it was made: qemu-img convert -O qcow2 ORIGINAL PLAIN.qcow2."
+
+
+class ExternalDataFile(UnsafeImage):
+    """The image keeps its data in another file, which it names. Details: ``reason``."""
+
+    code = "external_data_file"
+    default_hint = (
+        "Make it one file where it was made: qemu-img convert -O qcow2 ORIGINAL ONE.qcow2."
+    )
+
+
+class UnsupportedImageFeature(UnsafeImage):
+    """The image's header asks for something this host does not grant. Details: ``reason``."""
+
+    code = "unsupported_image_feature"
+    default_hint = (
+        "Write it anew without the feature: qemu-img convert -O qcow2 ORIGINAL NEW.qcow2."
+    )
+
+
+class MalformedImage(UnsafeImage):
+    """The image's own tables contradict each other or are out of all proportion.
+
+    Details: ``reason``.
+    """
+
+    code = "malformed_image"
+    default_hint = "Look at the original with qemu-img check; make the image anew."
+
+
+class TruncatedImage(UnsafeImage):
+    """The image refers to bytes behind its own end. Details: ``reason``."""
+
+    code = "truncated_image"
+    default_hint = "The file is cut off: put the whole of it there, and give its digest."
+
+
 class FormatMismatch(ImageError):
     """The image is not of the declared or an allowed format. Details: ``expected``, ``actual``."""
 
     code = "format_mismatch"
     default_hint = "Declare the image's true format; allowed are qcow2 and raw."
+
+
+class NotAnImage(FormatMismatch):
+    """The bytes are of no disk image format at all. Details: ``expected``, ``actual``."""
+
+    code = "not_an_image"
+    default_hint = "Look at what the address delivers: a web page, an archive, a checksum file?"
 
 
 class ImageTooLarge(ImageError):

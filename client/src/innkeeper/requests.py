@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from innkeeper import contract
+from innkeeper.addresses import show_address
 from innkeeper.errors import InvalidRequest
 from innkeeper.messages import Name, Request
 from innkeeper.types import (
@@ -178,5 +178,6 @@ def _sent(request: Request) -> dict[str, Any]:
 
 
 def _image_shown(image: str) -> str:
-    # Addresses may carry credentials, before the host or in the query.
-    return urlsplit(image).path.rsplit("/", 1)[-1] or "?"
+    # The name alone: Flower has no room for more. What is secret goes before the path is split.
+    shown = show_address(image).removesuffix("?<redacted>")
+    return shown.rpartition("://")[2].rpartition("/")[2] or "?"
