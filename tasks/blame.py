@@ -32,6 +32,7 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         # QEMU could not be started: a bridge, a device or memory is missing on this host.
         errors.StartFailed,
         errors.StartInterrupted,
+        errors.NetworkNotReady,
         # The destination of a migration was found wanting.
         errors.PrecheckFailed,
     ),
@@ -60,6 +61,8 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.GuestError,
         errors.BootTimeout,
         errors.GuestDied,
+        errors.BootLoop,
+        errors.CloudInitFailed,
         errors.AgentUnresponsive,
         errors.StopTimeout,
         errors.MigrationError,

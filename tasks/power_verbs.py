@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import (
     DomainNotFound,
     HypervisorRefused,
+    NetworkNotReady,
     StaleDomain,
     StartFailed,
     StopTimeout,
@@ -20,11 +21,11 @@ from models.instance import Instance
 from models.operation import Operation
 from models.queries import view_settled
 from tasks.context import StepContext
+from tasks.guest_start import OFF, is_half_started, start_again
 from tasks.unsettled import keep_state, mark_unknown
 from tasks.workflow import Done, On, StepSpec, Workflow
 from virt.views import DomainView
 
-OFF = (PowerState.SHUTDOWN, PowerState.CRASHED)
 FORCED_OFF_S = 30.0
 
 
@@ -51,22 +52,20 @@ def get_current_domain(context: StepContext) -> DomainView:
 
 
 def start_guest(context: StepContext) -> Done:
-    """Start the guest's domain.
+    """Start the guest's domain; with network cards paused, until ports and filters are verified.
 
-    Queue: host.<host>; a quarter of a second.
+    Queue: host.<host>; a quarter of a second, at most 20 s for a network that is late.
     Idempotency: a running domain is left alone.
-    Undo: none; starting is all or nothing in libvirt.
-    On crash: begun again.
+    Undo: none; a guest whose network does not come about is put off again.
+    On crash: begun again; what was left paused by this step is verified and let run.
     Retries: while libvirt is out of reach.
     """
-    get_current_domain(context)
+    view = get_current_domain(context)
     context.go_through()
-    context.midway()
     try:
-        context.host.hypervisor.ensure_started(context.instance.id)
-    except StartFailed as exc:
+        return Done(start_again(context, view))
+    except (StartFailed, NetworkNotReady) as exc:
         raise exc.with_details(effect=Effect.NOT_STARTED) from exc
-    return Done()
 
 
 def stop_guest(context: StepContext) -> Done:
@@ -125,16 +124,21 @@ def reboot_guest(context: StepContext) -> Done:
     Retries: while libvirt is out of reach.
     """
     policy = RebootPolicy.model_validate(context.operation.params["policy"])
+    view = get_current_domain(context)
+    if is_half_started(context, view):
+        return Done(start_again(context, view))
     # Off already, when an earlier attempt died after the shutdown and before the start.
-    is_off = get_current_domain(context).power_state in OFF or (
+    is_off = view.power_state in OFF or (
         policy.kind == "soft" and _shut_down_politely(context, policy.grace_s)
     )
     context.go_through()
     if not is_off:
         context.host.hypervisor.ensure_destroyed(context.instance.id)
-    context.midway()
-    context.host.hypervisor.ensure_started(context.instance.id)
-    return Done({"how": "soft" if is_off else "hard"})
+    try:
+        facts = start_again(context, get_current_domain(context))
+    except (StartFailed, NetworkNotReady) as exc:
+        raise exc.with_details(effect=Effect.UNKNOWN, hint="The guest is off: start it.") from exc
+    return Done({"how": "soft" if is_off else "hard", **facts})
 
 
 def _settle_as(

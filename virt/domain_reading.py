@@ -168,6 +168,52 @@ def is_agent_connected(live_xml: str) -> bool:
     return found is not None
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuestPort:
+    """The host's end of a running guest's network card.
+
+    Args:
+        name: the tap device.
+        bridge: the bridge that it shall be on.
+        mac: the card's address.
+        filter_name: the nwfilter that shall be in force on it; None for none.
+    """
+
+    name: str
+    bridge: str
+    mac: str
+    filter_name: str | None
+
+
+def list_ports(live_xml: str) -> tuple[GuestPort, ...]:
+    """Return the ports of a running domain's cards that are on bridges."""
+    ports = []
+    for nic in _parse(live_xml).iterfind("devices/interface[@type='bridge']"):
+        filterref = nic.find("filterref")
+        ports.append(
+            GuestPort(
+                name=_attribute(nic, "target", "dev"),
+                bridge=_attribute(nic, "source", "bridge"),
+                mac=_attribute(nic, "mac", "address"),
+                filter_name=None if filterref is None else filterref.get("filter"),
+            )
+        )
+    return tuple(ports)
+
+
+def list_bridges(xml: str) -> tuple[str, ...]:
+    """Return the bridges that a domain's cards are on, each once; none for no document."""
+    if "<interface" not in xml:
+        return ()
+    nics = _parse(xml).iterfind("devices/interface[@type='bridge']")
+    return tuple(dict.fromkeys(_attribute(nic, "source", "bridge") for nic in nics))
+
+
+def _attribute(parent: Element, tag: str, name: str) -> str:
+    element = parent.find(tag)
+    return "" if element is None else element.get(name, "")
+
+
 _FREE_ATTRIBUTES = frozenset(
     {"file", "path", "uuid", "epoch", "operation", "address", "bridge", "key", "template"}
 )

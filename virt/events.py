@@ -24,6 +24,7 @@ EventKind = Literal[
     "shutdown",
     "pmsuspended",
     "crashed",
+    "rebooted",
     "agent_connected",
     "agent_disconnected",
     "job_completed",
@@ -32,6 +33,7 @@ EventKind = Literal[
 ]
 
 EVENT_LIFECYCLE = 0
+EVENT_REBOOT = 1
 EVENT_AGENT_LIFECYCLE = 18
 EVENT_MIGRATION_ITERATION = 20
 EVENT_JOB_COMPLETED = 21
@@ -161,6 +163,11 @@ def lifecycle_event(
         power_state=power,
         name=name,
     )
+
+
+def reboot_event(instance_id: UUID, *, name: str = "") -> GuestEvent:
+    """Return the event for a guest that was reset, by itself or from outside; it goes on here."""
+    return GuestEvent(instance_id=instance_id, kind="rebooted", name=name)
 
 
 def agent_event(instance_id: UUID, state: int, reason: int, *, name: str = "") -> GuestEvent:

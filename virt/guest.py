@@ -199,6 +199,16 @@ def dump_xml(
     return str(lookup(conn, instance_id).XMLDesc(flags))
 
 
+def find_filter_of_port(conn: Any, port: str) -> str | None:
+    """Return the name of the filter that is bound to a port; None when none is."""
+    try:
+        return str(conn.nwfilterBindingLookupByPortDev(port).filterName())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_NWFILTER_BINDING:
+            return None
+        raise
+
+
 def agent_command(
     conn: Any, instance_id: UUID, command: Mapping[str, Any], timeout_s: int
 ) -> dict[str, Any]:

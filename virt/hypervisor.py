@@ -15,7 +15,8 @@ from innkeeper.errors import (
 )
 from virt import guest
 from virt.capabilities import read_facts, read_machine_facts
-from virt.domain_reading import shape_of
+from virt.domain_reading import GuestPort, shape_of
+from virt.domain_reading import list_ports as ports_in_xml
 from virt.domain_xml import cpu_demand
 from virt.domain_xml import is_agent_connected as agent_is_in_xml
 from virt.events import GuestEvent
@@ -311,6 +312,21 @@ class Hypervisor:
             "undefine the domain",
             lambda conn: guest.ensure_undefined(conn, instance_id),
             instance_id,
+        )
+
+    # Network
+
+    def list_ports(self, instance_id: UUID) -> tuple[GuestPort, ...]:
+        """Return the host's ends of an active guest's network cards."""
+        return ports_in_xml(self.dump_xml(instance_id))
+
+    def find_filter_of_port(self, port: str) -> str | None:
+        """Return the nwfilter that is in force on a port; None when none is.
+
+        Libvirt keeps a binding only once its rules have been made.
+        """
+        return self._control(
+            "look at a port's filter", lambda conn: guest.find_filter_of_port(conn, port)
         )
 
     # Guest agent

@@ -244,6 +244,7 @@ class Session:
         register = conn.domainEventRegisterAny
         return (
             register(None, events.EVENT_LIFECYCLE, self._lifecycle, None),
+            register(None, events.EVENT_REBOOT, self._reboot, None),
             register(None, events.EVENT_AGENT_LIFECYCLE, self._agent, None),
             register(None, events.EVENT_MIGRATION_ITERATION, self._iteration, None),
             register(None, events.EVENT_JOB_COMPLETED, self._job, None),
@@ -255,6 +256,9 @@ class Session:
         event = events.lifecycle_event(_id(domain), code, detail, name=domain.name())
         if event is not None:
             self._hub.publish(event)
+
+    def _reboot(self, _conn: Any, domain: Any, _opaque: Any) -> None:
+        self._hub.publish(events.reboot_event(_id(domain), name=domain.name()))
 
     def _agent(self, _conn: Any, domain: Any, state: int, reason: int, _opaque: Any) -> None:
         self._hub.publish(events.agent_event(_id(domain), state, reason, name=domain.name()))

@@ -10,8 +10,10 @@ from tasks.context import StepContext
 from tasks.guest_abi import freeze, require_offered
 from tasks.guest_disks import get_config_drives, get_guest_disks
 from tasks.guest_domain import describe_domain
+from tasks.guest_start import start_verified
 from tasks.workflow import Done
 from virt.domain_xml import digest_xml, render_domain
+from virt.network import require_bridges
 
 
 def render_xml(context: StepContext) -> Done:
@@ -57,7 +59,7 @@ def render_xml(context: StepContext) -> Done:
 
 
 def define_domain(context: StepContext) -> Done:
-    """Define the stored XML in libvirt.
+    """Define the stored XML in libvirt, on a host that has the bridges it names.
 
     Queue: host.<dst>; a few milliseconds.
     Idempotency: defining the same XML again changes nothing.
@@ -71,6 +73,7 @@ def define_domain(context: StepContext) -> Done:
             f"Host {context.host.name} has a domain of this guest from epoch {view.epoch}.",
             {"domain_epoch": view.epoch, "record_epoch": context.operation.epoch},
         )
+    require_bridges(context.instance.domain_xml or "", host=context.host.name)
     context.intend(domain=str(context.instance.id), epoch=context.operation.epoch)
     context.host.console_dir.mkdir(parents=True, exist_ok=True)
     context.midway()
@@ -90,14 +93,13 @@ def remove_domain(context: StepContext) -> None:
 
 
 def start_domain(context: StepContext) -> Done:
-    """Start the domain.
+    """Start the domain; with network cards paused, until its ports and filters are verified.
 
-    Queue: host.<dst>; about a quarter of a second.
-    Idempotency: a domain that runs already is left alone.
+    Queue: host.<dst>; about a quarter of a second, at most 20 s for a network that is late.
+    Idempotency: a domain that is active already is verified again and let run.
     Undo: by define_domain's.
-    On crash: begun again; libvirt finishes a start whose caller died.
-    Retries: while libvirt is out of reach.
+    On crash: begun again; libvirt finishes a start whose caller died, and a guest that was left
+        paused is verified and let run.
+    Retries: while libvirt is out of reach; a failure of the host's own goes to the next host.
     """
-    context.midway()
-    context.host.hypervisor.ensure_started(context.instance.id)
-    return Done()
+    return Done(start_verified(context))

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from lab.handle import Lab
+from tests.virt.boot_sectors import write_image
 from tests.waiting import PATIENCE_S
 from virt.console import tail
 from virt.disks import create_overlay
@@ -115,15 +116,22 @@ MakeGuest = Callable[..., Guest]
 
 @pytest.fixture
 def make_guest(bare_lab: Lab, workdir: Path) -> Iterator[MakeGuest]:
-    """Describe a guest on the boot-sector image, or on Linux with ``linux=True``."""
+    """Describe a guest on the boot-sector image, on Linux, or on a sector of the test's own."""
     made: list[Guest] = []
 
-    def make(*, linux: bool = False, epoch: int = 1, **changes: Any) -> Guest:
+    def make(
+        *, linux: bool = False, epoch: int = 1, sector: bytes | None = None, **changes: Any
+    ) -> Guest:
         images = bare_lab.description.images
         image = Path(images.guest if linux else images.boot)
         instance_id = uuid4()
         disk = workdir / f"{instance_id}.qcow2"
-        create_overlay(disk, backing_path=image, backing_format="qcow2", size_bytes=GIB // 8)
+        if sector is None:
+            create_overlay(disk, backing_path=image, backing_format="qcow2", size_bytes=GIB // 8)
+            disks = (DiskSpec(target="vda", path=str(disk), backing_path=str(image)),)
+        else:
+            disk = write_image(sector, disk.with_suffix(".raw"))
+            disks = (DiskSpec(target="vda", path=str(disk), format="raw"),)
         spec = DomainSpec(
             **{
                 "instance_id": instance_id,
@@ -133,7 +141,7 @@ def make_guest(bare_lab: Lab, workdir: Path) -> Iterator[MakeGuest]:
                 "vcpus": 1,
                 "memory_mib": 192 if linux else 32,
                 "machine": "pc-i440fx-7.2",
-                "disks": (DiskSpec(target="vda", path=str(disk), backing_path=str(image)),),
+                "disks": disks,
                 "console_log_path": str(workdir / f"{instance_id}.log"),
                 **changes,
             }

@@ -4,15 +4,15 @@
     ├─ RequestError            the caller must change something
     │  ├─ InvalidRequest  ├─ NotFound  ├─ AlreadyExists
     │  └─ Conflict        ├─ StateConflict  └─ Busy
-    ├─ CapacityError           ├─ NoHostFits   └─ HostUnsuitable
+    ├─ CapacityError           ├─ NoHostFits ├─ HostUnsuitable └─ NetworkNotReady
     ├─ PrecheckFailed          all failed checks of a migration at once
     ├─ ImageError              ├─ FetchFailed (SourceRefused) ├─ DigestMismatch
     │                          ├─ UnsafeImage (BackingFile, ExternalDataFile,
     │                          │  UnsupportedImageFeature, MalformedImage, TruncatedImage)
     │                          ├─ FormatMismatch (NotAnImage) └─ ImageTooLarge
     ├─ GuestError              ├─ DefineRejected ├─ StartFailed ├─ BootTimeout
-    │                          ├─ StartInterrupted ├─ GuestDied ├─ AgentUnresponsive
-    │                          └─ StopTimeout
+    │                          ├─ StartInterrupted ├─ GuestDied (BootLoop)
+    │                          ├─ CloudInitFailed ├─ AgentUnresponsive └─ StopTimeout
     ├─ MigrationError          ├─ MigrationAborted ├─ MigrationTimeout └─ OutcomeUnknown
     ├─ HypervisorError         ├─ HypervisorUnavailable └─ HypervisorRefused
     ├─ Interrupted             ├─ Cancelled ├─ DeadlineExceeded └─ AttemptsExhausted
@@ -193,6 +193,17 @@ class HostUnsuitable(CapacityError):
     code = "host_unsuitable"
 
 
+class NetworkNotReady(CapacityError):
+    """The host did not bring the guest's network about, so the guest was not let run.
+
+    Details: ``missing`` (a list of sentences), ``ports``, ``limit_s``, ``host``.
+    """
+
+    code = "network_not_ready"
+    default_effect = Effect.ROLLED_BACK
+    default_hint = "Look at the host's bridge and at its libvirt's filters, or use another host."
+
+
 class PrecheckFailed(InnkeeperError):
     """A migration's checks failed; nothing was changed.
 
@@ -360,6 +371,28 @@ class GuestDied(GuestError):
 
     code = "guest_died"
     default_hint = "Read the console's tail in the details."
+
+
+class BootLoop(GuestDied):
+    """The guest resets again and again while it boots.
+
+    Details: ``resets``, ``within_s``, ``console_tail``.
+    """
+
+    code = "boot_loop"
+    default_hint = (
+        "Read the console's tail in the details: the last lines before a reset name its cause."
+    )
+
+
+class CloudInitFailed(GuestError):
+    """The guest booted, and its cloud-init failed or will never run.
+
+    Details: ``status``, ``errors`` (what cloud-init tells), ``console_tail``.
+    """
+
+    code = "cloud_init_failed"
+    default_hint = "Mend the user data or the image; wait for agent to look at such a guest."
 
 
 class AgentUnresponsive(GuestError):
