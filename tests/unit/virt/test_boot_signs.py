@@ -18,7 +18,7 @@ TRACE = b"[    0.53] Call Trace:"
             True,
         ),
         (
-            b"[   25.1] cloud-init[7]: Cloud-init v. 23 finished at x. Datasource y.  Up 25 seconds",
+            b"[   25.1] cloud-init[7]: Cloud-init v. 23 finished at x. Datasource y. Up 25 seconds",
             True,
         ),
         (b"\x1b[0mCloud-init v. 23.4 finished at x. Datasource y.  Up 25.00 seconds", True),
