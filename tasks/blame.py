@@ -43,6 +43,13 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.UnsafeImage,
         errors.FormatMismatch,
         errors.ImageTooLarge,
+        errors.BackingFile,
+        errors.ExternalDataFile,
+        errors.MalformedImage,
+        errors.NotAnImage,
+        errors.SourceRefused,
+        errors.TruncatedImage,
+        errors.UnsupportedImageFeature,
     ),
     Blame.USER: (
         errors.RequestError,
