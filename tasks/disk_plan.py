@@ -54,9 +54,7 @@ def refuse_unbuilt(spec: InstanceSpec) -> None:
         InvalidRequest: naming the first such field.
     """
     unbuilt = {
-        "disks": bool(spec.disks),
-        "root_format": spec.root_format != "qcow2",
-        "preallocation": spec.preallocation != "off",
+        "root_format": spec.root_format == "raw" and spec.image_format != "raw",
         "direct_boot": spec.direct_boot is not None,
     }
     for field, is_wanted in unbuilt.items():

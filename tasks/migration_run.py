@@ -12,13 +12,13 @@ from innkeeper.errors import (
     OutcomeUnknown,
 )
 from innkeeper.states import Handover, PowerState, Storage
-from innkeeper.types import InstanceSpec, MigrationPolicy
+from innkeeper.types import MigrationPolicy
 from tasks.context import StepContext
 from tasks.guest_disks import get_guest_disks
 from tasks.migration_checks import get_dst_address
+from tasks.migration_disks import make_landing_disks
 from tasks.reconcile import Look
 from tasks.workflow import Done
-from virt import disks
 from virt.domain_xml import for_destination
 from virt.migration import MigrationRequest
 from virt.views import SHUTOFF_MIGRATED, STATE_SHUTOFF, JobStats
@@ -35,28 +35,7 @@ def prepare(context: StepContext) -> Done:
     context.midway()
     if context.details["check_source"]["storage"] == Storage.SHARED:
         return Done({"made": []})
-    spec = InstanceSpec.model_validate(context.instance.spec)
-    image = context.pool.images.ensure(
-        spec.image,
-        context.instance.image_sha256,
-        spec.image_format,
-        max_virtual_size_bytes=None,
-        on_progress=lambda done, total: context.progress(
-            done / total if total else 0.0, f"fetching the base, {done / 2**20:.0f} MiB"
-        ),
-        check=context.checkpoint,
-    )
-    directory = context.pool.instance_dir(context.instance.id)
-    context.intend(directory=str(directory))
-    directory.mkdir(parents=True, exist_ok=True)
-    root = get_guest_disks(context)[0]
-    disks.create_overlay(
-        directory / root.file,
-        backing_path=image.path,
-        backing_format=image.format,
-        size_bytes=root.size_bytes,
-    )
-    return Done({"made": [root.file]})
+    return Done({"made": make_landing_disks(context)})
 
 
 def move(context: StepContext) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from innkeeper.types import (
     parse_request,
 )
 from models.advisory import lock
+from models.disk_claims import find_virtual_size
 from models.host import Host
 from models.instance import Instance
 from models.operation import Migration, Operation, OperationAlias
@@ -150,7 +151,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     spec = parse_request(InstanceSpec, fields.get("spec"))
     refuse_unbuilt(spec)
     refuse_impossible(spec)
-    disk_gib = size_gib(plan_disks(spec))
+    disk_gib = size_gib(plan_disks(spec, image_bytes=find_virtual_size(session, spec.sha256)))
     wire = spec.model_dump(mode="json")
     instance_id = uuid4()
     new = _new(envelope, "spawn", fields, {}, deadline_s=SPAWN_MARGIN_S + spec.boot_timeout_s)

@@ -1,14 +1,12 @@
 """Files of guests' disks: overlays on cached images, their making and their removal."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
-from innkeeper.errors import FormatMismatch, HypervisorError
-from virt.identity import sync_directory
-from virt.qemu_img import ImageFormat, QemuImgInfo, qemu_img, qemu_img_info
+from virt.qemu_img import ImageFormat, QemuImgInfo, qemu_img_info
+from virt.storage.backend import BaseImage, Made
+from virt.storage.qcow2 import Qcow2Backend
 
 __all__ = [
     "DiskUsage",
@@ -41,44 +39,9 @@ def create_overlay(
     Raises:
         HypervisorError: something else is at the path, or qemu-img failed.
     """
-    if path.exists():
-        _require_same(path, backing_path, backing_format, size_bytes)
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for half_made in path.parent.glob(f".{path.name}.*"):
-        half_made.unlink(missing_ok=True)
-    own = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        backing = ["-F", backing_format, "-b", str(backing_path)]
-        qemu_img(
-            ["create", "-q", "-f", "qcow2", *backing, str(own), str(size_bytes)],
-            what=f"create the overlay {path}",
-        )
-        try:
-            os.link(own, path)
-        except FileExistsError:
-            _require_same(path, backing_path, backing_format, size_bytes)
-            return False
-        sync_directory(path.parent)
-    finally:
-        own.unlink(missing_ok=True)
-    return True
-
-
-def _require_same(path: Path, backing: Path, backing_format: str, size_bytes: int) -> None:
-    try:
-        info = qemu_img_info(path, "qcow2", is_in_use=True)
-    except FormatMismatch as error:
-        raise HypervisorError(
-            f"{path} is there already and is not a qcow2 file.", {"path": str(path)}
-        ) from error
-    found = (info.backing_path, info.backing_format, info.virtual_size_bytes, info.data_file)
-    if found != (str(backing), backing_format, size_bytes, None):
-        raise HypervisorError(
-            f"{path} is there already with {info.virtual_size_bytes} bytes over"
-            f" {info.backing_path}; wanted were {size_bytes} bytes over {backing}.",
-            {"path": str(path), "hint": "Find out whose file it is before removing it."},
-        )
+    base = BaseImage(path=backing_path, format=backing_format)
+    made = Qcow2Backend(path.parent).create_root(path.name, base=base, size_bytes=size_bytes)
+    return made is Made.OVERLAY
 
 
 def ensure_removed(path: Path) -> bool:

@@ -1,51 +1,118 @@
 """The guest's disks: made, written down, and undone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from innkeeper.errors import HostUnsuitable
 from innkeeper.types import InstanceSpec
+from models.disk_claims import fit_disk_claim
 from models.disks import replace_disks
 from tasks.context import StepContext
-from tasks.disk_plan import PlannedDisk, plan_disks
+from tasks.disk_plan import PlannedDisk, plan_disks, size_gib
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
 from tasks.workflow import Done
-from virt import disks
+from virt.storage.backend import BaseImage, Made, Watch
+from virt.storage.choosing import get_backend
 
 
 def create_disks(context: StepContext) -> Done:
-    """Make the guest's directory and its disks; the root disk is an overlay on the cached image.
+    """Make the guest's directory and its disks: the root disk of the image, the others empty.
 
-    Queue: host.<dst>; about 10 ms.
+    Queue: host.<dst>; about 10 ms for an overlay, as long as a copy takes for a raw root disk.
     Idempotency: a disk that is there already with the same base and size is kept.
     Undo: removes the directory that the ledger names.
     On crash: begun again; a half-made disk has another name and is replaced.
-    Retries: none of its own.
+    Retries: none of its own; a full pool sends the guest to another host.
     """
     image = context.details["fetch_image"]
     spec = InstanceSpec.model_validate(context.instance.spec)
     planned = plan_disks(spec, image_bytes=int(image["virtual_size_bytes"]))
+    _claim(context, size_gib(planned))
     directory = context.pool.instance_dir(context.instance.id)
     context.intend(directory=str(directory), epoch=context.operation.epoch)
     directory.mkdir(parents=True, exist_ok=True)
     context.midway()
-    disks.create_overlay(
-        directory / planned[0].file,
-        backing_path=Path(image["path"]),
-        backing_format=image["format"],
-        size_bytes=planned[0].size_bytes,
-    )
+    base = BaseImage(path=Path(image["path"]), format=image["format"])
+    made = {
+        disk.target: make_disk(context, disk, planned, base if disk.kind == "root" else None)
+        for disk in planned
+    }
     instance_id = context.instance.id
-    rows = [_row(disk, image) for disk in planned]
+    rows = [_row(disk, image, made[disk.target], spec.preallocation) for disk in planned]
 
     def commit(session: Session) -> None:
         replace_disks(session, instance_id, rows)
 
-    return Done({"disks": {disk.target: disk.file for disk in planned}}, commit)
+    return Done({"disks": {target: how.value for target, how in made.items()}}, commit)
 
 
-def _row(disk: PlannedDisk, image: dict[str, Any]) -> dict[str, Any]:
+def make_disk(
+    context: StepContext,
+    disk: PlannedDisk,
+    planned: Sequence[PlannedDisk],
+    base: BaseImage | None,
+) -> Made:
+    """Make one disk of a plan, and show how far that is."""
+    spec = InstanceSpec.model_validate(context.instance.spec)
+    backend = get_backend(disk.format, context.pool.instance_dir(context.instance.id))
+    number = planned.index(disk)
+
+    def show(done_bytes: int, total_bytes: int) -> None:
+        part = done_bytes / total_bytes if total_bytes else 1.0
+        context.progress(
+            (number + part) / len(planned),
+            f"making {disk.target}, {done_bytes >> 20} of {total_bytes >> 20} MiB",
+            done_bytes=done_bytes,
+            total_bytes=total_bytes,
+        )
+
+    watch = Watch(on_progress=show, check=context.checkpoint)
+    if base is not None:
+        return backend.create_root(
+            disk.file,
+            base=base,
+            size_bytes=disk.size_bytes,
+            preallocation=spec.preallocation,
+            watch=watch,
+        )
+    return backend.create_empty(
+        disk.file,
+        size_bytes=disk.size_bytes,
+        content=disk.content,
+        label=disk.label,
+        preallocation=spec.preallocation,
+        watch=watch,
+    )
+
+
+def _claim(context: StepContext, disk_gib: int) -> None:
+    """Claim what the disks take, where the request did not say it: the image's own size.
+
+    Raises:
+        HostUnsuitable: the host has no room for it.
+    """
+    host, instance = context.host.name, context.instance
+    if disk_gib == instance.disk_gib:
+        return
+    free_gib = context.database.run(
+        lambda session: fit_disk_claim(
+            session, host=host, instance_id=instance.id, disk_gib=disk_gib
+        )
+    )
+    if free_gib is not None:
+        raise HostUnsuitable(
+            f"{host} has {free_gib:.0f} GiB of disk free; the disks of {instance.name} take "
+            f"{disk_gib} GiB with the image's own size.",
+            {"host": host, "hint": "Ask for disk_gib, or use a smaller image."},
+        )
+
+
+def _row(
+    disk: PlannedDisk, image: dict[str, Any], made: Made, preallocation: str
+) -> dict[str, Any]:
     is_overlay = disk.kind == "root" and disk.format == "qcow2"
     return {
         "target": disk.target,
@@ -57,7 +124,12 @@ def _row(disk: PlannedDisk, image: dict[str, Any]) -> dict[str, Any]:
         "serial": disk.serial,
         "backing_sha256": image["sha256"] if is_overlay else None,
         "backing_format": image["format"] if is_overlay else None,
-        "facts": {"content": disk.content, "label": disk.label},
+        "facts": {
+            "content": disk.content,
+            "label": disk.label,
+            "made": made.value,
+            "preallocation": preallocation,
+        },
     }
 
 

@@ -13,6 +13,7 @@ from innkeeper.messages import Name, Request, Sha256
 DiskBus = Literal["virtio", "scsi", "sata", "ide"]
 DiskFormat = Literal["qcow2", "raw"]
 
+VFAT_MAX_MIB = 2 * 1024 * 1024
 USER_DATA_MAX_BYTES = 64 * 1024
 INJECTED_MAX_BYTES = 256 * 1024
 SEALED_PREFIX = "sealed:v1:"
@@ -58,12 +59,12 @@ class ExtraDisk(Request):
 
     Args:
         kind: ``ephemeral`` and ``data`` may carry a file system; ``swap`` is made as swap space.
-        size_mib: its size in MiB.
+        size_mib: its size in MiB; with vfat at most 2 TiB.
         filesystem: what an ephemeral or data disk is formatted with.
-        label: the file system's label.
+        label: the file system's or the swap space's label.
         format: the file's format on the host.
         bus: how the guest sees it.
-        serial: what the guest reads as its serial number; None for one made of its target.
+        serial: what the guest reads as its serial number; None for its target, such as ``vdb``.
     """
 
     kind: Literal["ephemeral", "swap", "data"] = "data"
@@ -78,6 +79,10 @@ class ExtraDisk(Request):
     def _fit(self) -> Self:
         if self.kind == "swap" and self.filesystem != "none":
             raise ValueError("a swap disk carries no file system")
+        if self.label is not None and self.kind != "swap" and self.filesystem == "none":
+            raise ValueError("label: there is no file system to carry it")
+        if self.filesystem == "vfat" and self.size_mib > VFAT_MAX_MIB:
+            raise ValueError(f"size_mib: vfat takes at most {VFAT_MAX_MIB} MiB")
         return self
 
 

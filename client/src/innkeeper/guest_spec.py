@@ -43,7 +43,8 @@ class InstanceSpec(Request):
         memory_mib: memory in MiB.
         disk_gib: size of the root disk in GiB; 0 takes the image's own virtual size.
         root_format: the root disk's format on the host: an overlay on the cached image, or a copy.
-        preallocation: how much of the disks is claimed from the file system beforehand.
+        preallocation: how much of the disks is claimed from the file system beforehand: ``off``,
+            ``metadata`` (a qcow2 file's own tables), ``full``; a qcow2 root disk takes ``off``.
         disks: disks beside the root disk.
         direct_boot: a kernel that the host loads.
         host: the host to use; None lets the scheduler choose.
@@ -102,6 +103,7 @@ class InstanceSpec(Request):
     def _fit(self) -> Self:
         problems = [
             *self._problems_of_delivery(),
+            *self._problems_of_disks(),
             *self._problems_of_hardware(),
             *self._problems_of_boot(),
         ]
@@ -123,6 +125,12 @@ class InstanceSpec(Request):
         if self.root_format != "qcow2":
             problems.append("delivery: instant needs root_format: qcow2")
         return problems
+
+    def _problems_of_disks(self) -> list[str]:
+        if self.preallocation != "off" and self.root_format == "qcow2":
+            # QEMU does so only with a feature that image inspectors refuse.
+            return ["preallocation: a qcow2 root disk is an overlay, which takes off only"]
+        return []
 
     def _problems_of_hardware(self) -> list[str]:
         problems = []

@@ -71,7 +71,7 @@ def test_overlays_are_made_once(tmp_path: Path) -> None:
     assert path.read_bytes() == b"something else"
     assert ensure_removed(path)
     assert not ensure_removed(path)
-    with pytest.raises(HypervisorError, match="create the overlay"):
+    with pytest.raises(HypervisorError, match="make the disk"):
         create_overlay(path, backing_path=tmp_path / "none", backing_format="raw", size_bytes=MIB)
     assert list(path.parent.iterdir()) == []
 

@@ -1,0 +1,59 @@
+"""The disks that a guest finds where it goes: the same sizes over the same base, otherwise empty.
+
+Libvirt copies into them whatever the guest's own files hold: of an overlay its own blocks, of a
+disk without a base all that is not a hole. What is there before must show the same bytes wherever
+nothing is copied: the base, or zeroes.
+"""
+
+from collections.abc import Sequence
+
+from innkeeper.types import InstanceSpec
+from models.disk import Disk
+from tasks.context import StepContext
+from tasks.guest_disks import get_guest_disks
+from virt.storage.backend import BaseImage, Watch
+from virt.storage.choosing import get_backend
+
+
+def make_landing_disks(context: StepContext) -> list[str]:
+    """Make the guest's disks on its destination, after fetching what they are made of.
+
+    Returns:
+        The names of the files.
+    """
+    disks = get_guest_disks(context)
+    base = _fetch_base(context, disks)
+    directory = context.pool.instance_dir(context.instance.id)
+    context.intend(directory=str(directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    watch = Watch(check=context.checkpoint)
+    for disk in disks:
+        backend = get_backend(disk.format, directory)
+        if base is not None and disk.backing_sha256 is not None:
+            backend.create_root(disk.file, base=base, size_bytes=disk.size_bytes, watch=watch)
+            continue
+        backend.create_empty(
+            disk.file,
+            size_bytes=disk.size_bytes,
+            preallocation=disk.facts.get("preallocation", "off"),
+            watch=watch,
+        )
+    return [disk.file for disk in disks]
+
+
+def _fetch_base(context: StepContext, disks: Sequence[Disk]) -> BaseImage | None:
+    digests = {disk.backing_sha256 for disk in disks} - {None}
+    if not digests:
+        return None
+    spec = InstanceSpec.model_validate(context.instance.spec)
+    image = context.pool.images.ensure(
+        spec.image,
+        digests.pop(),
+        spec.image_format,
+        max_virtual_size_bytes=None,
+        on_progress=lambda done, total: context.progress(
+            done / total if total else 0.0, f"fetching the base, {done / 2**20:.0f} MiB"
+        ),
+        check=context.checkpoint,
+    )
+    return BaseImage(path=image.path, format=image.format)
