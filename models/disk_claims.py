@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.claims import lock_host_snapshot
@@ -27,14 +27,16 @@ def fit_disk_claim(
     Returns:
         None when it fits; else the GiB that are free beside the guest's own claim.
     """
-    snapshot = lock_host_snapshot(session, host)
-    claim = session.scalars(
-        select(Claim).where(Claim.instance_id == instance_id, Claim.host == host)
-    ).one_or_none()
-    session.execute(update(Instance).where(Instance.id == instance_id).values(disk_gib=disk_gib))
-    if snapshot is None or claim is None:
+    own = select(Claim).where(Claim.instance_id == instance_id, Claim.host == host)
+    claim = session.scalars(own).one_or_none()
+    if claim is None or claim.disk_gib == disk_gib:
         return None
-    free_gib = snapshot.disk_free_gib + claim.disk_gib
+    snapshot = lock_host_snapshot(session, host)
+    if snapshot is None:
+        return None
+    instance = session.get_one(Instance, instance_id)
+    instance.disk_gib = disk_gib
+    free_gib = snapshot.disk_free_gib(instance.pool) + claim.disk_gib
     if disk_gib > free_gib:
         return free_gib
     claim.disk_gib = disk_gib

@@ -95,8 +95,6 @@ def _claim(context: StepContext, disk_gib: int) -> None:
         HostUnsuitable: the host has no room for it.
     """
     host, instance = context.host.name, context.instance
-    if disk_gib == instance.disk_gib:
-        return
     free_gib = context.database.run(
         lambda session: fit_disk_claim(
             session, host=host, instance_id=instance.id, disk_gib=disk_gib
@@ -104,8 +102,8 @@ def _claim(context: StepContext, disk_gib: int) -> None:
     )
     if free_gib is not None:
         raise HostUnsuitable(
-            f"{host} has {free_gib:.0f} GiB of disk free; the disks of {instance.name} take "
-            f"{disk_gib} GiB with the image's own size.",
+            f"{host} has {free_gib:.0f} GiB of disk free in pool {instance.pool!r}; the disks of "
+            f"{instance.name} take {disk_gib} GiB with the image's own size.",
             {"host": host, "hint": "Ask for disk_gib, or use a smaller image."},
         )
 
