@@ -9,7 +9,7 @@ RNG_BYTES = 64 * 1024
 RNG_PERIOD_MS = 1000
 BALLOON_STATS_PERIOD_S = 10
 # Libvirt puts the next one on another controller.
-UNITS_OF_SCSI = 16
+UNITS_OF_SCSI = 7
 
 
 def add_devices(devices: Element, spec: DomainSpec) -> None:
