@@ -16,6 +16,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.redirects: dict[str, str] = {}
         self.break_after: list[int] = []
         self.pause_s = 0.0
+        self.part_bytes = 64 * 1024
         self.says_length = True
         self.requests: list[tuple[str, str | None]] = []
         self.sent_bytes = 0
@@ -39,10 +40,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", server.redirects[self.path])
             self.end_headers()
             return
-        if self.path not in server.files:
+        path = self.path.partition("?")[0]
+        if path not in server.files:
             self.send_error(404)
             return
-        data = server.files[self.path]
+        data = server.files[path]
         tag = f'"{hashlib.md5(data).hexdigest()}"'
         if self.headers.get("If-None-Match") == tag:
             self.send_response(304)
@@ -60,8 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         end = server.break_after.pop(0) if server.break_after else len(data)
-        for offset in range(start, end, 64 * 1024):
-            part = data[offset : min(offset + 64 * 1024, end)]
+        for offset in range(start, end, server.part_bytes):
+            part = data[offset : min(offset + server.part_bytes, end)]
             self.wfile.write(part)
             server.sent_bytes += len(part)
             time.sleep(server.pause_s)
