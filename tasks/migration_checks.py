@@ -1,5 +1,6 @@
 """The checks of a live migration; each returns a failure with its code and hint, or nothing."""
 
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -11,6 +12,7 @@ from innkeeper.types import MigrationPolicy
 from models.host import Host
 from tasks.context import StepContext
 from virt import disks
+from virt.domain_xml import host_demand
 from virt.reach import probe_tcp
 
 LIBVIRT_TCP_PORT = 16509
@@ -67,6 +69,7 @@ def check_on_destination(context: StepContext) -> list[Failure]:
                         "Choose a host of the same or a newer CPU generation.",
                     )
                 )
+        failures.extend(check_machine(context, instance.domain_xml))
     free_bytes = disks.free_bytes(context.pool.path)
     policy = MigrationPolicy.model_validate(context.operation.params["policy"])
     if policy.storage != Storage.SHARED and free_bytes < GIB:
@@ -78,6 +81,29 @@ def check_on_destination(context: StepContext) -> list[Failure]:
                 "Free space in the pool, or choose another destination.",
             )
         )
+    return failures
+
+
+def check_machine(context: StepContext, domain_xml: str) -> list[Failure]:
+    """See that this host has the guest's machine type and firmware: neither can change."""
+    demand, failures = host_demand(domain_xml), []
+    if demand.machine not in context.host.hypervisor.get_facts().machines:
+        failures.append(
+            failure(
+                "machine",
+                f"{context.host.name} has no machine type {demand.machine}.",
+                "Choose a host with the same QEMU or a newer one that still offers it.",
+            )
+        )
+    failures += [
+        failure(
+            "firmware",
+            f"{context.host.name} has no UEFI firmware file {path}.",
+            "Install the same firmware there (on Debian the package ovmf), under the same path.",
+        )
+        for path in demand.firmware_paths
+        if not Path(path).is_file()
+    ]
     return failures
 
 

@@ -16,6 +16,7 @@ from innkeeper.types import InstanceSpec
 from tasks.disk_plan import plan_disks
 from tasks.guest_abi import GuestAbi, GuestDefaults, freeze, nic_mac, require_offered
 from tasks.guest_domain import describe_machine, refuse_impossible
+from tasks.migration_checks import check_machine
 from virt.domain_xml import CdromSpec, DiskSpec, DomainSpec, render_domain
 
 ID = UUID("6d0c6c2e-5b6e-4d1a-9c38-0c8f6a4f8a11")
@@ -164,6 +165,20 @@ def test_a_host_without_the_firmware_is_unsuitable() -> None:
         )  # type: ignore[arg-type]
     plain = spec_of(hardware={"cpu_model": "Nehalem"})
     require_offered(OfferingHost(), plain, freeze(ID, plain, DEBIAN_12, ALIASES))  # type: ignore[arg-type]
+
+
+def test_a_destination_needs_the_machine_type_and_the_firmware() -> None:
+    spec = spec_of(hardware={"firmware": "uefi", "machine": "pc-q35-7.2"})
+    here = SimpleNamespace(host=SimpleNamespace(name="hv-b", hypervisor=OfferingHost()))
+
+    def failed(defaults: GuestDefaults, machine: str = "pc-q35-7.2") -> list[str]:
+        abi = freeze(ID, spec, defaults, ALIASES).model_copy(update={"machine": machine})
+        failures = check_machine(here, render_domain(machine_of(spec, abi)))  # type: ignore[arg-type]
+        return [failure["code"] for failure in failures]
+
+    assert failed(DEBIAN_12) == []
+    assert failed(LATER) == ["check_firmware", "check_firmware"]
+    assert failed(DEBIAN_12, machine="pc-q35-9.1") == ["check_machine"]
 
 
 @pytest.mark.parametrize(
