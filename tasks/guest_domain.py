@@ -28,6 +28,7 @@ from virt.domain_xml import (
 )
 
 ANTI_SPOOF_FILTER = "clean-traffic"
+PANIC_DEVICE_SINCE = 1
 NVRAM_FILE = "uefi-variables.fd"
 # Of a family that has every bus: a host whose default differs is asked when the guest is there.
 ANY_MACHINE = "pc-i440fx-0.0"
@@ -129,6 +130,7 @@ def describe_machine(
         video=hardware.video,
         has_vnc=hardware.has_vnc,
         has_balloon=hardware.has_balloon,
+        has_panic_device=abi.revision >= PANIC_DEVICE_SINCE,
         watchdog=None if hardware.watchdog == "none" else hardware.watchdog,
         metadata=tuple(sorted(spec.metadata.items())),
     )

@@ -33,8 +33,8 @@ def add_devices(devices: Element, spec: DomainSpec) -> None:
     _screen(devices, spec)
     if spec.watchdog is not None:
         etree.SubElement(devices, "watchdog", model="i6300esb", action=spec.watchdog)
-    # Through it a kernel tells of its own panic; without it only the console does.
-    etree.SubElement(devices, "panic", model="isa")
+    if spec.has_panic_device:
+        etree.SubElement(devices, "panic", model="isa")
     balloon = etree.SubElement(devices, "memballoon", model="none")
     if spec.has_balloon:
         balloon.set("model", "virtio")

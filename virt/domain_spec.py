@@ -179,6 +179,8 @@ class DomainSpec:
         video: the graphics card; "none" for no screen.
         has_vnc: whether the screen is served, on 127.0.0.1 only.
         has_balloon: whether there is a memory balloon.
+        has_panic_device: whether a kernel can tell of its own panic; otherwise only the console
+            does.
         watchdog: what happens when the guest stops patting it; None for no watchdog.
         metadata: the owner's keys and values.
     """
@@ -205,5 +207,6 @@ class DomainSpec:
     video: Literal["vga", "virtio", "none"] = "vga"
     has_vnc: bool = True
     has_balloon: bool = True
+    has_panic_device: bool = True
     watchdog: Literal["reset", "poweroff", "pause", "none"] | None = None
     metadata: tuple[tuple[str, str], ...] = ()

@@ -118,6 +118,8 @@ def test_a_guest_of_release_0_1_keeps_its_machine_and_its_mac() -> None:
     abi = GuestAbi.from_row({"machine": "pc-i440fx-7.2", "cpu": None}, ID, spec)
     assert abi.revision == 0
     assert machine_of(spec, abi).machine == "pc-i440fx-7.2"
+    assert not machine_of(spec, abi).has_panic_device
+    assert machine_of(spec).has_panic_device
     assert [nic.mac for nic in machine_of(spec, abi).nics] == ["52:54:00:cb:bc:a6"]
 
 

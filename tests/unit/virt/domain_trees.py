@@ -158,6 +158,7 @@ def specs(draw: st.DrawFn) -> DomainSpec:
         video=draw(st.sampled_from(["vga", "virtio", "none"])),
         has_vnc=draw(st.booleans()),
         has_balloon=draw(st.booleans()),
+        has_panic_device=draw(st.booleans()),
         watchdog=draw(st.sampled_from([None, "reset", "poweroff", "pause", "none"])),
         metadata=tuple(draw(st.dictionaries(xml_text, xml_text, max_size=3)).items()),
     )
