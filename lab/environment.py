@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lab.description import Description
 from lab.layout import SHARED_MOUNT, Layout, variable_suffix
+from lab.network import Subnet
 
 _POOLS = {
     "local": {"path": "/var/lib/innkeeper"},
@@ -46,6 +47,7 @@ def for_process(lab: Description, layout: Layout, role: str) -> dict[str, str]:
 
 def for_host(lab: Description, name: str) -> dict[str, str]:
     """Return the settings of a host's worker beyond those of every process."""
+    services = Subnet(lab.subnet).services_address
     return {
         "INNKEEPER_HOST_NAME": name,
         "INNKEEPER_LIBVIRT_URI": "qemu:///system",
@@ -53,6 +55,8 @@ def for_host(lab: Description, name: str) -> dict[str, str]:
         "INNKEEPER_POOLS": json.dumps(_POOLS),
         "INNKEEPER_DOMAIN_TYPE": "qemu",
         "INNKEEPER_ALLOWED_FILE_ROOTS": str(Path(lab.images.directory)),
+        # What the lab's own address serves may be booted from at once.
+        "INNKEEPER_INSTANT_BOOT_SOURCES": f"http://{services} nbd://{services}",
         "INNKEEPER_RESERVED_MEMORY_MIB": "256",
         "INNKEEPER_CPU_OVERCOMMIT": "16",
         "INNKEEPER_MEMORY_OVERCOMMIT": "2.0",

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, String, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Timestamps
@@ -26,6 +26,7 @@ class Disk(Timestamps, Base):
         CheckConstraint("format IN ('qcow2', 'raw')", name="format"),
         CheckConstraint("size_bytes > 0", name="size"),
         CheckConstraint("position(chr(47) IN file) = 0", name="file_is_a_name"),
+        Index("ix_disks_remote", "instance_id", postgresql_where=text("remote_url IS NOT NULL")),
     )
 
     instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id"), primary_key=True)

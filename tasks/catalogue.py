@@ -1,9 +1,11 @@
 """Every workflow of this release."""
 
 from tasks.delete import DELETE
+from tasks.hydrate import HYDRATE
 from tasks.live_migrate import LIVE_MIGRATE
 from tasks.power_verbs import REBOOT, START, STOP
+from tasks.prefetch import PREFETCH
 from tasks.spawn import SPAWN
 from tasks.workflow import Workflows
 
-WORKFLOWS = Workflows(SPAWN, LIVE_MIGRATE, START, STOP, REBOOT, DELETE)
+WORKFLOWS = Workflows(SPAWN, LIVE_MIGRATE, START, STOP, REBOOT, DELETE, HYDRATE, PREFETCH)

@@ -15,8 +15,10 @@ from models.advisory import try_lock
 from models.claims import HOST_IS_UP_S, heal_claims
 from models.hosts import list_hosts_to_sync
 from models.queries import record_event
+from models.remote_disks import list_hosts_with_remote_disks
 from tasks.catalogue import WORKFLOWS
 from tasks.engine import Engine
+from tasks.hydration import look_after_guests
 from tasks.power_sync import RequestVerb, sync_host
 from tasks.sweeper import sweep_once
 from tasks.workflow import queue_for
@@ -24,6 +26,7 @@ from tasks.workflow import queue_for
 SWEEP = "innkeeper.sweep"
 FAN_OUT_POWER_SYNC = "innkeeper.power.fan_out"
 SYNC_POWER = "innkeeper.power.sync_host"
+LOOK_AFTER_SOURCES = "innkeeper.hydrate.look_after"
 # A transfer that nobody has taken up again for a day is not taken up any more.
 ABANDONED_S = 86_400.0
 
@@ -59,19 +62,16 @@ def register_chores(app: Celery, engine: Callable[[], Engine]) -> None:
         Retries: the next beat.
         """
 
-        def hosts_to_sync(session: Session) -> list[str]:
+        def hosts_to_sync(session: Session) -> tuple[list[str], list[str]]:
             if not try_lock(session, FAN_OUT_POWER_SYNC):
-                return []
-            return list_hosts_to_sync(session, up_s=HOST_IS_UP_S)
+                return [], []
+            names = list_hosts_to_sync(session, up_s=HOST_IS_UP_S)
+            return names, [n for n in list_hosts_with_remote_disks(session) if n in set(names)]
 
-        names = engine().database.run(hosts_to_sync)
-        for name in names:
-            app.send_task(
-                SYNC_POWER,
-                queue=queue_for(name),
-                ignore_result=True,
-                kwargsrepr=name,
-            )
+        names, hydrating = engine().database.run(hosts_to_sync)
+        for task, hosts in ((SYNC_POWER, names), (LOOK_AFTER_SOURCES, hydrating)):
+            for name in hosts:
+                app.send_task(task, queue=queue_for(name), ignore_result=True, kwargsrepr=name)
         return len(names)
 
     def sync_power(**_: Any) -> dict[str, int]:
@@ -85,8 +85,25 @@ def register_chores(app: Celery, engine: Callable[[], Engine]) -> None:
         """
         return sync_this_host(engine(), request_verb_by(app))
 
+    def look_after_sources(**_: Any) -> dict[str, int]:
+        """Fetch, hydrate, resume or give up this host's guests that read from their sources.
+
+        Queue: host.<host>; milliseconds, and seconds for a source that does not answer.
+        Idempotency: one at a time per host; looks first, and begins only what is not under way.
+        Undo: none.
+        On crash: the next one does it.
+        Retries: the next beat.
+        """
+        return look_after_guests(engine(), request_verb_by(app))
+
     # What runs every few seconds would drown the operations in Flower.
-    for name, body in ((SWEEP, sweep), (FAN_OUT_POWER_SYNC, fan_out), (SYNC_POWER, sync_power)):
+    chores = (
+        (SWEEP, sweep),
+        (FAN_OUT_POWER_SYNC, fan_out),
+        (SYNC_POWER, sync_power),
+        (LOOK_AFTER_SOURCES, look_after_sources),
+    )
+    for name, body in chores:
         app.task(
             name=name, ignore_result=True, shared=False, send_events=False, throws=(InnkeeperError,)
         )(body)
@@ -125,6 +142,18 @@ def sync_this_host(engine: Engine, request_verb: RequestVerb) -> dict[str, int]:
     }
 
 
+POWER_REASON = {
+    "requested_by": "power-policy",
+    "reason": "the power state departed from the record",
+}
+REASONS = {
+    "hydrate": {
+        "requested_by": "hydration",
+        "reason": "the guest still reads its disk from the image's source",
+    }
+}
+
+
 def request_verb_by(app: Celery) -> RequestVerb:
     """Return a function that enqueues a verb for a guest, as any other service would."""
 
@@ -137,8 +166,7 @@ def request_verb_by(app: Celery) -> RequestVerb:
                 "instance": str(instance_id),
                 # Nobody asked for this guest to run: it gets no grace.
                 **({"policy": {"force": True}} if verb == "stop" else {}),
-                "requested_by": "power-policy",
-                "reason": "the power state departed from the record",
+                **REASONS.get(verb, POWER_REASON),
             },
             ignore_result=True,
         )

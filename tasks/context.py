@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 
 from innkeeper.errors import Cancelled, DeadlineExceeded, HostUnsuitable, LeaseLost
+from innkeeper.remote_source import RemoteSource
 from models import ledger
 from models.instance import Instance
 from models.ledger import ClaimedStep
@@ -49,6 +50,21 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class RemotePolicy:
+    """How this host treats images that guests read from servers.
+
+    Args:
+        sources: prefixes of the addresses that guests may boot from; empty for none.
+        hydration_mib_s: cap on fetching such an image meanwhile; 0 for none.
+        hydration_delay_s: how long a guest has the source for itself before that begins.
+    """
+
+    sources: tuple[RemoteSource, ...] = ()
+    hydration_mib_s: int = 0
+    hydration_delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class HostServices:
     """The parts of one hypervisor that its steps use."""
 
@@ -60,6 +76,7 @@ class HostServices:
     migration_address: str
     domain_type: Literal["qemu", "kvm"]
     guest_defaults: GuestDefaults
+    remote: RemotePolicy = field(default_factory=RemotePolicy)
 
     def console_path(self, instance_id: UUID) -> Path:
         """Where the guest's serial console is logged."""

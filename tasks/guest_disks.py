@@ -5,15 +5,20 @@ from collections.abc import Iterable
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from innkeeper.remote_source import parse_remote_source
 from innkeeper.types import InstanceSpec
 from models.disk import Disk
 from models.disks import WRITTEN_KINDS, list_disks
 from models.image import Image
 from models.instance import Instance
 from tasks.context import Pool, StepContext
+from virt.domain_spec import RemoteSource
 from virt.domain_xml import CdromSpec, DiskSpec
 
 GIB = 1024**3
+READAHEAD_BYTES = 256 * 1024
+SOURCE_TIMEOUT_S = 6
+RECONNECT_S = 3
 
 
 def get_guest_disks(context: StepContext) -> list[Disk]:
@@ -57,8 +62,30 @@ def describe_disks(pool: Pool, instance: Instance, disks: Iterable[Disk]) -> tup
             backing_format=disk.backing_format or "qcow2",
             bus=disk.bus,
             serial=disk.serial,
+            remote_backing=describe_remote_backing(disk.remote_url),
+            # A server that is away is no broken disk: QEMU holds the guest until it is back. A
+            # write may fail as a read does, where it fills up a part of what lies below.
+            error_policy="stop" if disk.remote_url else None,
+            rerror_policy="stop" if disk.remote_url else None,
         )
         for disk in disks
+    )
+
+
+def describe_remote_backing(url: str | None) -> RemoteSource | None:
+    """Describe the server that an instantly booted guest's disk stands on; None for none."""
+    if url is None:
+        return None
+    source = parse_remote_source(url)
+    is_nbd = source.scheme == "nbd"
+    return RemoteSource(
+        protocol=source.scheme,
+        name=source.path.removeprefix("/"),
+        host=source.host,
+        port=source.port,
+        readahead_bytes=None if is_nbd else READAHEAD_BYTES,
+        timeout_s=None if is_nbd else SOURCE_TIMEOUT_S,
+        reconnect_s=RECONNECT_S if is_nbd else None,
     )
 
 

@@ -10,6 +10,7 @@ from innkeeper.errors import HostUnsuitable, InnkeeperError
 from innkeeper.states import Handover, InstanceState, PowerState, Storage
 from innkeeper.types import MigrationPolicy
 from models.host import Host
+from models.remote_disks import RemoteDisk, find_prefetch, find_remote_disk
 from tasks.context import StepContext
 from virt import disks
 from virt.domain_xml import host_demand
@@ -133,6 +134,7 @@ def check_on_source(context: StepContext, *, is_shared: bool) -> list[Failure]:
                 "Wait for the power-state sync, then ask again.",
             )
         )
+    failures.extend(_check_hydrated(context))
     failures.extend(_check_storage(context, is_shared=is_shared))
     address = get_dst_address(context)
     reason = probe_tcp(address, LIBVIRT_TCP_PORT, REACH_TIMEOUT_S)
@@ -146,6 +148,27 @@ def check_on_source(context: StepContext, *, is_shared: bool) -> list[Failure]:
             )
         )
     return failures
+
+
+def _check_hydrated(context: StepContext) -> list[Failure]:
+    """A guest that still reads from its image's source stays until it does not."""
+    instance_id, host = context.instance.id, context.host.name
+
+    def read(session: Session) -> tuple[RemoteDisk | None, dict[str, Any] | None]:
+        disk = find_remote_disk(session, instance_id)
+        return disk, None if disk is None else find_prefetch(session, disk.wanted_on(host))
+
+    disk, progress = context.database.run(read)
+    if disk is None:
+        return []
+    done = "" if progress is None else f"; {float(progress.get('fraction', 0)):.0%} of it is here"
+    return [
+        failure(
+            "not_hydrated",
+            f"The guest still reads its disk from {disk.url}{done}.",
+            f"Wait until its image is on the host, or hurry it: innkeeper hydrate {disk.name}.",
+        )
+    ]
 
 
 def _check_storage(context: StepContext, *, is_shared: bool) -> list[Failure]:

@@ -10,10 +10,13 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import (
     DomainNotFound,
     HypervisorRefused,
+    ImageError,
     NetworkNotReady,
+    SourceLost,
     StaleDomain,
     StartFailed,
     StopTimeout,
+    from_wire,
 )
 from innkeeper.states import Effect, InstanceState, PowerState
 from innkeeper.types import RebootPolicy, StopPolicy
@@ -51,6 +54,20 @@ def get_current_domain(context: StepContext) -> DomainView:
     return view
 
 
+def refuse_condemned(context: StepContext) -> None:
+    """Refuse to start a guest that was given up because its image is not the promised one.
+
+    Raises:
+        ImageError: the very error.
+    """
+    fault = context.instance.fault or {}
+    error = from_wire(fault)
+    is_given_up = context.operation.state_before == InstanceState.ERROR
+    is_condemned = isinstance(error, ImageError) and not isinstance(error, SourceLost)
+    if is_given_up and is_condemned:
+        raise error.with_details(effect=Effect.NOT_STARTED)
+
+
 def start_guest(context: StepContext) -> Done:
     """Start the guest's domain; with network cards paused, until ports and filters are verified.
 
@@ -61,6 +78,7 @@ def start_guest(context: StepContext) -> Done:
     Retries: while libvirt is out of reach.
     """
     view = get_current_domain(context)
+    refuse_condemned(context)
     context.go_through()
     try:
         return Done(start_again(context, view))

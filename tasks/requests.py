@@ -52,6 +52,7 @@ from tasks.placement import Refusal
 SPAWN_MARGIN_S = 1800.0
 MIGRATE_MARGIN_S = 180.0
 VERB_MARGIN_S = 120.0
+HYDRATE_MARGIN_S = 4 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +314,7 @@ STARTABLE = frozenset({_S.STOPPED, _S.ERROR})
 STOPPABLE = frozenset({_S.ACTIVE, _S.PAUSED, _S.ERROR, _S.STOPPED})
 # A guest of unknown place is not touched before both hosts agree.
 DELETABLE = frozenset(set(_S) - {_S.DELETED, _S.BUILDING, _S.UNKNOWN})
+HYDRATABLE = frozenset({_S.ACTIVE, _S.PAUSED, _S.STOPPED})
 
 ACCEPT: dict[str, Accept] = {
     "spawn": accept_spawn,
@@ -321,4 +323,5 @@ ACCEPT: dict[str, Accept] = {
     "stop": _accept_verb("stop", STOPPABLE, StopPolicy, VERB_MARGIN_S),
     "reboot": _accept_verb("reboot", frozenset({_S.ACTIVE}), RebootPolicy, VERB_MARGIN_S),
     "delete": _accept_verb("delete", DELETABLE, None, VERB_MARGIN_S),
+    "hydrate": _accept_verb("hydrate", HYDRATABLE, None, HYDRATE_MARGIN_S),
 }

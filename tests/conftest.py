@@ -28,7 +28,11 @@ def lab() -> Iterator[Lab]:
             hosts=2,
             workers=True,
             owner_pid=os.getpid(),
-            env={VARIABLE: str(Path(directory) / "crash")},
+            # Tests of hydration say when.
+            env={
+                VARIABLE: str(Path(directory) / "crash"),
+                "INNKEEPER_HYDRATION_DELAY_S": "3600",
+            },
         ) as running:
             yield running
 

@@ -29,11 +29,13 @@ EventKind = Literal[
     "agent_disconnected",
     "job_completed",
     "migration_iteration",
+    "block_job",
     "connection_restored",
 ]
 
 EVENT_LIFECYCLE = 0
 EVENT_REBOOT = 1
+EVENT_BLOCK_JOB = 16
 EVENT_AGENT_LIFECYCLE = 18
 EVENT_MIGRATION_ITERATION = 20
 EVENT_JOB_COMPLETED = 21
@@ -197,6 +199,22 @@ def iteration_event(instance_id: UUID, iteration: int, *, name: str = "") -> Gue
 def job_event(instance_id: UUID, params: Mapping[str, Any], *, name: str = "") -> GuestEvent:
     """Return the event for a finished job with its final figures."""
     return GuestEvent(instance_id=instance_id, kind="job_completed", params=dict(params), name=name)
+
+
+def block_job_event(
+    instance_id: UUID, target: str, kind: int, status: int, *, name: str = ""
+) -> GuestEvent:
+    """Return the event for a copy of a disk that became ready, or ended."""
+    words = ("completed", "failed", "cancelled", "ready")
+    return GuestEvent(
+        instance_id=instance_id,
+        kind="block_job",
+        detail=words[status] if 0 <= status < len(words) else f"status_{status}",
+        event_code=kind,
+        detail_code=status,
+        params={"target": target},
+        name=name,
+    )
 
 
 def restored_event() -> GuestEvent:

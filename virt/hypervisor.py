@@ -13,7 +13,7 @@ from innkeeper.errors import (
     StartFailed,
     StartInterrupted,
 )
-from virt import guest
+from virt import block_copy, guest
 from virt.capabilities import read_facts, read_machine_facts
 from virt.domain_reading import GuestPort, shape_of
 from virt.domain_reading import list_ports as ports_in_xml
@@ -21,6 +21,7 @@ from virt.domain_xml import cpu_demand
 from virt.domain_xml import is_agent_connected as agent_is_in_xml
 from virt.events import GuestEvent
 from virt.migration import MigrationJob, MigrationRequest
+from virt.remote_xml import DiskLook, look_at_disk
 from virt.session import Session
 from virt.views import CpuComparison, DomainView, HostFacts, JobStats, MachineFacts
 from virt.watch import EventHub, GuestWatch
@@ -327,6 +328,65 @@ class Hypervisor:
         """
         return self._control(
             "look at a port's filter", lambda conn: guest.find_filter_of_port(conn, port)
+        )
+
+    # Disks
+
+    def look_at_disk(self, instance_id: UUID, target: str) -> DiskLook:
+        """Return where a guest's disk is: of a running guest now, of another at its next start.
+
+        Raises:
+            HypervisorRefused: the domain has no such disk.
+        """
+        is_active = self.get_domain(instance_id).is_active
+        xml = self.dump_xml(instance_id, inactive=not is_active)
+        try:
+            return look_at_disk(xml, target)
+        except ValueError as error:
+            raise HypervisorRefused(
+                f"The disk of {instance_id} cannot be read from its domain: {error}.",
+                {"host": self.name, "instance_id": str(instance_id)},
+            ) from None
+
+    def start_disk_copy(
+        self, instance_id: UUID, target: str, disk_xml: str, *, bandwidth_bytes_s: int = 0
+    ) -> None:
+        """Begin to copy the top layer of a running guest's disk.
+
+        Args:
+            instance_id: the guest.
+            target: the guest's device.
+            disk_xml: an existing file over a backing file of its own.
+            bandwidth_bytes_s: cap; 0 for none.
+        """
+        self._work(
+            "copy the disk",
+            lambda conn: block_copy.start(conn, instance_id, target, disk_xml, bandwidth_bytes_s),
+            instance_id,
+        )
+
+    def find_disk_copy(self, instance_id: UUID, target: str) -> tuple[int, int] | None:
+        """Return (bytes done, bytes in all) of a disk's copy; None when there is none."""
+        return self._control(
+            "read the copy's figures",
+            lambda conn: block_copy.find_progress(conn, instance_id, target),
+            instance_id,
+        )
+
+    def pivot_disk(self, instance_id: UUID, target: str) -> None:
+        """Let a guest go on with the ready copy of its disk."""
+        self._work(
+            "change over to the copy of the disk",
+            lambda conn: block_copy.pivot(conn, instance_id, target),
+            instance_id,
+        )
+
+    def abort_disk_copy(self, instance_id: UUID, target: str) -> None:
+        """End the copying of a disk; no copy is fine."""
+        self._work(
+            "end the copying of the disk",
+            lambda conn: block_copy.abort(conn, instance_id, target),
+            instance_id,
         )
 
     # Guest agent

@@ -5,16 +5,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import structlog
 
 from innkeeper.addresses import show_address
 from innkeeper.errors import ImageError
+from innkeeper.remote_source import parse_remote_source
 from virt.image_digests import require_digest
 from virt.image_http import HttpSource, Patience, http_client
 from virt.image_source import FileSource, ImageSource, is_http
 from virt.image_transfer import Fetched, Transfer
 from virt.inspect_image import BlobJudge, Judge, StreamJudge
+from virt.remote_nbd import NbdSource
 
 log = structlog.get_logger(__name__)
 
@@ -157,6 +160,9 @@ class Fetch:
 
     @contextmanager
     def _source(self, url: str) -> Iterator[ImageSource]:
+        if urlsplit(url).scheme == "nbd":
+            yield NbdSource(parse_remote_source(url))
+            return
         if not is_http(url):
             yield FileSource(url, self.allowed_roots)
             return

@@ -245,6 +245,7 @@ class Session:
         return (
             register(None, events.EVENT_LIFECYCLE, self._lifecycle, None),
             register(None, events.EVENT_REBOOT, self._reboot, None),
+            register(None, events.EVENT_BLOCK_JOB, self._block_job, None),
             register(None, events.EVENT_AGENT_LIFECYCLE, self._agent, None),
             register(None, events.EVENT_MIGRATION_ITERATION, self._iteration, None),
             register(None, events.EVENT_JOB_COMPLETED, self._job, None),
@@ -259,6 +260,12 @@ class Session:
 
     def _reboot(self, _conn: Any, domain: Any, _opaque: Any) -> None:
         self._hub.publish(events.reboot_event(_id(domain), name=domain.name()))
+
+    def _block_job(
+        self, _conn: Any, domain: Any, target: str, kind: int, status: int, _opaque: Any
+    ) -> None:
+        event = events.block_job_event(_id(domain), target, kind, status, name=domain.name())
+        self._hub.publish(event)
 
     def _agent(self, _conn: Any, domain: Any, state: int, reason: int, _opaque: Any) -> None:
         self._hub.publish(events.agent_event(_id(domain), state, reason, name=domain.name()))

@@ -11,6 +11,7 @@ STATE_RUNNING, STATE_BLOCKED, STATE_PAUSED = 1, 2, 3
 STATE_SHUTDOWN, STATE_SHUTOFF, STATE_CRASHED, STATE_PMSUSPENDED = 4, 5, 6, 7
 
 PAUSED_USER, PAUSED_MIGRATION, PAUSED_STARTING_UP, PAUSED_POSTCOPY_FAILED = 1, 2, 11, 13
+PAUSED_IO_ERROR = 5
 RUNNING_MIGRATED, RUNNING_MIGRATION_CANCELED = 2, 6
 SHUTOFF_CRASHED, SHUTOFF_MIGRATED = 3, 4
 
@@ -77,6 +78,11 @@ class DomainView:
             and self.is_persistent
             and not self.has_job
         )
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """True while QEMU holds the guest because a disk's bytes cannot be had."""
+        return self.state == STATE_PAUSED and self.reason == PAUSED_IO_ERROR
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,11 @@ from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
 from innkeeper.errors import InnkeeperError
-from tasks.chores import request_verb_by, sync_this_host
+from tasks.bells import UNREACHABLE
+from tasks.chores import LOOK_AFTER_SOURCES, request_verb_by, sync_this_host
 from tasks.engine import Engine
 from tasks.power_sync import sync_host
+from tasks.workflow import queue_for
 from virt.events import GuestEvent
 from virt.views import DomainView
 
@@ -40,6 +42,8 @@ class EventPump:
         # None stands for «look at everything».
         self._wanted: queue.Queue[UUID | None] = queue.Queue()
         self._stop = threading.Event()
+        self._io_errors = threading.Event()
+        self._app = app
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -55,6 +59,8 @@ class EventPump:
         """Take an event; called from libvirt's event loop, so it only enqueues."""
         if event.kind in POWER_KINDS:
             self._wanted.put(event.instance_id)
+        if event.kind == "suspended" and event.detail == "io_error":
+            self._io_errors.set()
 
     def look_at(self, instance_id: UUID) -> None:
         """Ask for a look at one guest."""
@@ -72,6 +78,9 @@ class EventPump:
             self._stop.wait(GATHER_S)
             if self._stop.is_set():
                 return
+            if self._io_errors.is_set():
+                self._io_errors.clear()
+                self._look_after_sources()
             has_failed = [not self._follow(one) for one in self._drain(wanted)]
             if any(has_failed):
                 self._stop.wait(RETRY_S)
@@ -87,6 +96,19 @@ class EventPump:
         except Exception:
             log.exception("defect while following an event")
         return True
+
+    def _look_after_sources(self) -> None:
+        """A guest that QEMU holds may be one whose source is gone; the next beat asks as well."""
+        if self._engine.services is None:
+            return
+        try:
+            self._app.send_task(
+                LOOK_AFTER_SOURCES,
+                queue=queue_for(self._engine.services.name),
+                ignore_result=True,
+            )
+        except UNREACHABLE as exc:
+            log.warning("sources not looked after at once", error=str(exc))
 
     def _drain(self, first: UUID | None) -> list[UUID | None]:
         """Return everything that is to be looked at now, each once."""

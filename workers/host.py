@@ -10,8 +10,9 @@ from celery import Celery
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from innkeeper.errors import InnkeeperError
+from innkeeper.remote_source import parse_remote_source
 from models.hosts import HostRegistration, beat_heart, disable_host, enable_host, register_host
-from tasks.context import HostServices, Pool
+from tasks.context import HostServices, Pool, RemotePolicy
 from tasks.engine import Engine
 from tasks.guest_abi import BASELINE_CPU, GuestDefaults
 from virt.cage import get_cage
@@ -189,6 +190,11 @@ def build_services(settings: Settings, hypervisor: Hypervisor) -> HostServices:
             cpu_model=settings.default_cpu_model or BASELINE_CPU[settings.domain_type],
             uefi_code_path=settings.uefi_code,
             uefi_template_path=settings.uefi_variables,
+        ),
+        remote=RemotePolicy(
+            sources=tuple(map(parse_remote_source, settings.instant_boot_sources.split())),
+            hydration_mib_s=settings.hydration_mib_s,
+            hydration_delay_s=settings.hydration_delay_s,
         ),
     )
 

@@ -12,10 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from innkeeper.remote_source import parse_remote_source
 
 PREFIX = "INNKEEPER_"
 CONFIG_FILE = Path("/etc/innkeeper/worker.toml")
+
+
+def _refuse_odd_sources(listed: str) -> str:
+    for one in listed.split():
+        try:
+            parse_remote_source(one)
+        except ValueError as error:
+            raise ValueError(f"{one.split('?')[0]!r} cannot be a prefix: {error}") from None
+    return listed
 
 
 class PoolSettings(BaseModel):
@@ -81,6 +92,22 @@ class Settings(BaseModel):
     allowed_file_roots: Annotated[
         str, Field(description="Directories that file:// images may come from, ':' between them")
     ] = "/var/lib/innkeeper-images"
+    instant_boot_sources: Annotated[
+        str,
+        Field(
+            description="URL prefixes that guests may boot from at once, blanks between them; "
+            "none when empty"
+        ),
+        AfterValidator(_refuse_odd_sources),
+    ] = ""
+    hydration_mib_s: Annotated[
+        int,
+        Field(ge=0, description="Cap on fetching a running guest's image, MiB/s; 0 for none"),
+    ] = 0
+    hydration_delay_s: Annotated[
+        float,
+        Field(ge=0, description="Seconds a guest boots before its image is fetched meanwhile"),
+    ] = 15.0
     max_image_gib: Annotated[int, Field(ge=1, description="Largest image file, GiB")] = 256
     reserved_vcpus: Annotated[
         int, Field(ge=0, description="Physical CPUs kept for the host itself")

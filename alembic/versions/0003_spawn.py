@@ -82,6 +82,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("instance_id", "target", name=op.f("pk_disks")),
     )
     op.create_index(op.f("ix_disks_backing_sha256"), "disks", ["backing_sha256"])
+    op.create_index(
+        "ix_disks_remote",
+        "disks",
+        ["instance_id"],
+        postgresql_where=sa.text("remote_url IS NOT NULL"),
+    )
     op.add_column("instances", sa.Column("group_name", sa.String(), nullable=True))
     op.create_foreign_key(
         op.f("fk_instances_group_name_server_groups"),

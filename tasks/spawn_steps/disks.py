@@ -13,6 +13,7 @@ from models.disks import replace_disks
 from tasks.context import StepContext
 from tasks.disk_plan import PlannedDisk, plan_disks, size_gib
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
+from tasks.spawn_steps.remote_image import create_instant_disk
 from tasks.workflow import Done
 from virt.storage.backend import BaseImage, Made, Watch
 from virt.storage.choosing import get_backend
@@ -36,10 +37,16 @@ def create_disks(context: StepContext) -> Done:
     directory.mkdir(parents=True, exist_ok=True)
     context.midway()
     base = BaseImage(path=Path(image["path"]), format=image["format"])
-    made = {
-        disk.target: make_disk(context, disk, planned, base if disk.kind == "root" else None)
-        for disk in planned
-    }
+    remote_url = image.get("remote_url")
+    made: dict[str, Made] = {}
+    if remote_url is not None:
+        root = create_instant_disk(directory, planned[0], remote_url)
+        made[root.target] = Made.OVERLAY
+        planned = (root, *planned[1:])
+    for disk in planned:
+        if disk.target not in made:
+            is_root = disk.kind == "root"
+            made[disk.target] = make_disk(context, disk, planned, base if is_root else None)
     instance_id = context.instance.id
     rows = [_row(disk, image, made[disk.target], spec.preallocation) for disk in planned]
 
@@ -112,6 +119,7 @@ def _row(
     disk: PlannedDisk, image: dict[str, Any], made: Made, preallocation: str
 ) -> dict[str, Any]:
     is_overlay = disk.kind == "root" and disk.format == "qcow2"
+    remote_url = image.get("remote_url") if is_overlay else None
     return {
         "target": disk.target,
         "kind": disk.kind,
@@ -120,8 +128,9 @@ def _row(
         "bus": disk.bus,
         "size_bytes": disk.size_bytes,
         "serial": disk.serial,
-        "backing_sha256": image["sha256"] if is_overlay else None,
+        "backing_sha256": image["sha256"] if is_overlay and remote_url is None else None,
         "backing_format": image["format"] if is_overlay else None,
+        "remote_url": remote_url,
         "facts": {
             "content": disk.content,
             "label": disk.label,

@@ -9,6 +9,7 @@ from innkeeper.types import InstanceSpec
 from models.image import CachedImage, Image
 from models.instance import Instance
 from tasks.context import StepContext
+from tasks.spawn_steps.remote_image import find_remote_image
 from tasks.workflow import Done
 
 GIB = 1024**3
@@ -25,6 +26,10 @@ def fetch_image(context: StepContext) -> Done:
     """
     spec = InstanceSpec.model_validate(context.instance.spec)
     limit_bytes = spec.disk_gib * GIB or None
+    if spec.delivery == "instant":
+        remote = find_remote_image(context, spec)
+        if remote is not None:
+            return Done(remote)
 
     def show(done_bytes: int, total_bytes: int | None) -> None:
         fraction = done_bytes / total_bytes if total_bytes else 0.0

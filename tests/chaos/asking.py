@@ -84,6 +84,7 @@ def send_typed(client: Innkeeper, ask: Ask, *, key: str | None = None) -> Operat
         "stop": client.stop,
         "reboot": client.reboot,
         "delete": client.delete,
+        "hydrate": client.hydrate,
     }
     subject = {"name": ask.guest} if ask.kind == "spawn" else {"instance": ask.guest}
     return verbs[ask.kind](**subject, **ask.fields, idempotency_key=key)

@@ -106,7 +106,11 @@ def set_stage(*, hosts: int, bent: bool, lease_s: float = LEASE_S) -> Iterator[S
     with tempfile.TemporaryDirectory(prefix="innkeeper-chaos-", dir="/var/tmp") as directory:
         os.chmod(directory, 0o755)
         crash_path = Path(directory) / "crash"
-        env = {VARIABLE: str(crash_path), "INNKEEPER_LEASE_S": str(lease_s)}
+        env = {
+            VARIABLE: str(crash_path),
+            "INNKEEPER_LEASE_S": str(lease_s),
+            "INNKEEPER_HYDRATION_DELAY_S": "3600",
+        }
         with Lab.up(
             Path(directory), hosts=hosts, workers=True, owner_pid=os.getpid(), env=env
         ) as lab:

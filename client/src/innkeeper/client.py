@@ -181,6 +181,19 @@ class Innkeeper:
         """Ask for a guest and its disks to be gone. Arguments and errors as for ``migrate``."""
         return self._send(requests.delete(instance, self._asker(reason, idempotency_key)))
 
+    def hydrate(
+        self,
+        instance: str | UUID,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+    ) -> Operation:
+        """Ask for a guest to be made independent of the source it was booted from, now.
+
+        Its host does so by itself after a while. Arguments and errors as for ``migrate``.
+        """
+        return self._send(requests.hydrate(instance, self._asker(reason, idempotency_key)))
+
     def instance(self, instance: str | UUID) -> InstanceView:
         """Return one guest's record.
 

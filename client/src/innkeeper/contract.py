@@ -19,6 +19,7 @@ INSTANCE_START: Final = "innkeeper.instance.start"
 INSTANCE_STOP: Final = "innkeeper.instance.stop"
 INSTANCE_REBOOT: Final = "innkeeper.instance.reboot"
 INSTANCE_DELETE: Final = "innkeeper.instance.delete"
+INSTANCE_HYDRATE: Final = "innkeeper.instance.hydrate"
 
 REQUEST_TASKS: Final = frozenset(
     {
@@ -28,6 +29,7 @@ REQUEST_TASKS: Final = frozenset(
         INSTANCE_STOP,
         INSTANCE_REBOOT,
         INSTANCE_DELETE,
+        INSTANCE_HYDRATE,
     }
 )
 

@@ -9,7 +9,7 @@
     ├─ ImageError              ├─ FetchFailed (SourceRefused) ├─ DigestMismatch
     │                          ├─ UnsafeImage (BackingFile, ExternalDataFile,
     │                          │  UnsupportedImageFeature, MalformedImage, TruncatedImage)
-    │                          ├─ FormatMismatch (NotAnImage) └─ ImageTooLarge
+    │                          ├─ FormatMismatch (NotAnImage) ├─ ImageTooLarge └─ SourceLost
     ├─ GuestError              ├─ DefineRejected ├─ StartFailed ├─ BootTimeout
     │                          ├─ StartInterrupted ├─ GuestDied (BootLoop)
     │                          ├─ CloudInitFailed ├─ AgentUnresponsive └─ StopTimeout
@@ -324,6 +324,14 @@ class ImageTooLarge(ImageError):
 
     code = "image_too_large"
     default_hint = "Ask for a larger disk_gib, or use a smaller image."
+
+
+class SourceLost(ImageError):
+    """The source that a guest still reads its disk from has gone away. Details: ``url``."""
+
+    code = "source_lost"
+    default_effect = Effect.DONE
+    default_hint = "Bring the image's source back; then start the guest again."
 
 
 class GuestError(InnkeeperError):

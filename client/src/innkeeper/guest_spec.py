@@ -21,6 +21,7 @@ from innkeeper.guest_parts import (
     XmlText,
 )
 from innkeeper.messages import HostName, Name, PoolName, Request, Sha256, Sha512
+from innkeeper.remote_source import parse_remote_source
 from innkeeper.states import BootStage
 
 
@@ -116,14 +117,18 @@ class InstanceSpec(Request):
         if self.delivery == "fetch":
             return ["image: an nbd URL needs delivery: instant"] if scheme == "nbd" else []
         problems = []
-        if scheme not in ("http", "https", "nbd"):
-            problems.append("delivery: instant needs an http(s) or nbd URL")
+        try:
+            parse_remote_source(self.image)
+        except ValueError as error:
+            problems.append(f"image: delivery: instant cannot use this address: {error}")
         if self.image_format != "raw":
             problems.append("delivery: instant takes raw images only, whose bytes mean nothing")
         if self.sha256 is None and self.sha512 is None:
             problems.append("delivery: instant needs the image's digest")
         if self.root_format != "qcow2":
             problems.append("delivery: instant needs root_format: qcow2")
+        if self.preallocation != "off":
+            problems.append("delivery: instant needs preallocation: off")
         return problems
 
     def _problems_of_disks(self) -> list[str]:

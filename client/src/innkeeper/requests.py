@@ -112,6 +112,12 @@ def delete(instance: str | UUID, asker: Asker) -> Message:
     return _message(contract.INSTANCE_DELETE, {"instance": target}, target, asker)
 
 
+def hydrate(instance: str | UUID, asker: Asker) -> Message:
+    """Ask for a guest to be made independent of the source it was booted from."""
+    target = instance_reference(instance)
+    return _message(contract.INSTANCE_HYDRATE, {"instance": target}, target, asker)
+
+
 def instance_reference(instance: str | UUID) -> str:
     """Return how an instance is named on the wire.
 

@@ -50,7 +50,11 @@ VARIANTS = {"live_migrate": ("live_migrate[block]", "live_migrate[shared]")}
 
 POOLS = {"live_migrate[shared]": "shared"}
 
-UNREACHABLE: dict[str, str] = {}
+UNREACHABLE: dict[str, str] = {
+    point.name: "no request begins it; tests/workflow/test_hydration_killed.py goes through it"
+    for point in list_points(WORKFLOWS, ())
+    if point.kind == "prefetch"
+}
 """Points that no operation can be led to, and why. They have no cases."""
 
 

@@ -49,6 +49,7 @@ POINT_OF_NO_RETURN = {
     "stop": ("stop_guest", "inside"),
     "reboot": ("reboot_guest", "inside"),
     "delete": ("destroy_domain", "inside"),
+    "hydrate": ("pivot_disk", "acted"),
 }
 """The first point at which no cancel is taken any more; elsewhere the end of the last step."""
 

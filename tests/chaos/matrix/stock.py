@@ -12,6 +12,7 @@ from innkeeper.errors import InnkeeperError
 from tests.chaos.asking import Ask
 from tests.chaos.matrix.cases import Case
 from tests.chaos.stage import Stage
+from tests.virt.instant_sources import InstantSources
 
 PREPARE_S = 60.0
 VERBS_WITH_FORCE: dict[str, dict[str, Any]] = {
@@ -50,6 +51,7 @@ class Stock:
         self._stage = stage
         self._connection = connection
         self._names: dict[str, str] = {}
+        self._sources = InstantSources()
 
     def prepare(self, case: Case) -> Cast:
         """Return a guest in the state that a case needs.
@@ -63,6 +65,10 @@ class Stock:
             name = self._take_name("spawn")
             fields = {**self._stage.boot_guest(), "host": a, "pool": case.pool}
             return Cast(Ask("spawn", name, fields), None, a, a)
+        if case.kind == "hydrate":
+            self.forget(self._names.get("hydrate"))
+            row = self._boot_from_source(self._take_name("hydrate"), a, case.pool)
+            return Cast(Ask("hydrate", row["name"], {}), row["id"], a, a)
         slot = {"live_migrate": case.label, "delete": "delete"}.get(case.kind, "power")
         row = self._ensure(slot, case.pool, "stopped" if case.kind == "start" else "active")
         src = row["host"]
@@ -84,6 +90,14 @@ class Stock:
         """Delete all guests."""
         for name in list(self._names.values()):
             self.forget(name)
+        self._sources.stop()
+
+    def _boot_from_source(self, name: str, host: str, pool: str) -> dict[str, Any]:
+        """Make a guest that reads from its image's source."""
+        fields = self._sources.offer(self._stage.lab)
+        more = {"memory_mib": 64, "host": host, "pool": pool}
+        self._stage.client.spawn(name=name, **fields, **more).wait(PREPARE_S)
+        return self._get(name)
 
     def _ensure(self, slot: str, pool: str, state: str) -> dict[str, Any]:
         row = self._find(self._names.get(slot))

@@ -205,6 +205,20 @@ def delete(
         conclude(operation, no_wait=no_wait, timeout_s=timeout_s, as_json=as_json)
 
 
+def hydrate(
+    name: InstanceArgument,
+    reason: ReasonOption = None,
+    idempotency_key: KeyOption = None,
+    timeout_s: TimeoutOption = None,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an instantly booted guest independent of its image's source, now instead of soon."""
+    with Innkeeper() as inn:
+        operation = inn.hydrate(name, reason=reason, idempotency_key=idempotency_key)
+        conclude(operation, no_wait=no_wait, timeout_s=timeout_s, as_json=as_json)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     panel = "Change a guest"
@@ -215,6 +229,7 @@ def register(app: typer.Typer) -> None:
         (stop, "innkeeper stop vm-1 --grace-s 20"),
         (reboot, "innkeeper reboot vm-1 --hard"),
         (delete, "innkeeper delete vm-1 --reason 'test is over'"),
+        (hydrate, "innkeeper hydrate vm-1"),
     ):
         app.command(command.__name__, epilog=f"Example: {example}", rich_help_panel=panel)(command)
 
