@@ -7,6 +7,7 @@ from models.host import Claim, Host
 from models.image import CachedImage, Image
 from models.instance import Instance
 from models.operation import Migration, Operation, OperationAlias, Step
+from models.refusal import Refusal
 from models.server_group import ServerGroup
 
 metadata = Base.metadata
@@ -23,6 +24,7 @@ __all__ = [
     "Migration",
     "Operation",
     "OperationAlias",
+    "Refusal",
     "ServerGroup",
     "Step",
     "metadata",

@@ -12,11 +12,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
+from models.refusal import find_refusal, record_refusal
 from tasks.catalogue import WORKFLOWS
 from tasks.crashpoints import crash_point
 from tasks.engine import Engine, Verdict
 from tasks.queries import QUERIES, Answer
-from tasks.requests import ACCEPT, Envelope, find_repeated
+from tasks.requests import ACCEPT, Accept, Envelope, find_repeated
 from tasks.runner import run_step
 from tasks.workflow import StepSpec, Workflow, task_name
 
@@ -24,7 +25,8 @@ log = structlog.get_logger(__name__)
 
 REQUEST_NOTES = """
     Queue: control; a few milliseconds.
-    Idempotency: the task id is the operation's id; a second delivery rings the first's bell.
+    Idempotency: the task id is the operation's id; a second delivery rings the first's bell, and
+        is refused where the first was.
     Undo: none; what was not accepted was not written.
     On crash: the sweeper rings for every operation that was written.
     Retries: none; the caller sends again, with the same id or idempotency key.
@@ -85,21 +87,24 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
         idempotency_key: str | None = None,
         requested_by: str | None = None,
         reason: str | None = None,
+        call: str = "",
         **fields: Any,
     ) -> None:
         parts = engine()
         task_id = UUID(self.request.id)
-        envelope = Envelope(task_id, idempotency_key, requested_by, reason)
+        envelope = Envelope(task_id, idempotency_key, requested_by, reason, call)
 
-        def work(session: Session) -> UUID:
-            repeated = find_repeated(session, envelope, kind, fields)
-            if repeated is None:
-                accept(session, envelope, fields)
+        def work(session: Session) -> UUID | InnkeeperError:
+            answer = find_repeated(session, envelope, kind, fields) or find_refusal(
+                session, task_id, call
+            )
+            if answer is None:
+                answer = _accept_or_refuse(session, accept, envelope, fields)
             crash_point(f"request.{kind}", "accepting")
-            return repeated or task_id
+            return answer
 
         try:
-            operation_id = parts.database.run(work)
+            answer = parts.database.run(work)
         except InnkeeperError as exc:
             _refuse(app, task_id, exc)
         except SQLAlchemyError:
@@ -108,9 +113,12 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
         except (TypeError, ValueError) as exc:
             _refuse(app, task_id, InvalidRequest(f"The request is malformed: {exc}."))
         else:
+            if isinstance(answer, InnkeeperError):
+                _refuse(app, task_id, answer)
+                return
             crash_point(f"request.{kind}", "accepted")
-            parts.bells.ring(operation_id)
-            parts.bells.publish_outcome(operation_id)
+            parts.bells.ring(answer)
+            parts.bells.publish_outcome(answer)
 
     summary = (inspect.getdoc(accept) or f"Take on a {kind}.").splitlines()[0]
     receive.__doc__ = f"{summary}\n{REQUEST_NOTES}"
@@ -122,6 +130,28 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
         shared=False,
         throws=(InnkeeperError,),
     )(receive)
+
+
+def _accept_or_refuse(
+    session: Session, accept: Accept, envelope: Envelope, fields: dict[str, Any]
+) -> UUID | InnkeeperError:
+    """Take a request on, or write down in the same transaction that it was refused.
+
+    The caller is told of a refusal and goes on; a copy of the message that comes later, when the
+    guest is free again, must not do what nobody waits for any more.
+    """
+    try:
+        with session.begin_nested():
+            accept(session, envelope, fields)
+    except InvalidRequest:
+        # It will never be anything else.
+        raise
+    except InnkeeperError as exc:
+        # By it the caller knows the answer to this call from the one to an earlier one.
+        error = exc.with_details(call=envelope.call) if envelope.call else exc
+        record_refusal(session, envelope.operation_id, envelope.call, error)
+        return error
+    return envelope.operation_id
 
 
 def _refuse(app: Celery, task_id: UUID, error: InnkeeperError) -> None:

@@ -57,12 +57,21 @@ HYDRATE_MARGIN_S = 4 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What comes with every request beside its own fields."""
+    """What comes with every request beside its own fields.
+
+    Args:
+        operation_id: the task's id, which the operation gets.
+        idempotency_key: the caller's own name for the request.
+        requested_by: who asks.
+        reason: why.
+        call: tells one call with a key from the next one with the same key.
+    """
 
     operation_id: UUID
     idempotency_key: str | None = None
     requested_by: str | None = None
     reason: str | None = None
+    call: str = ""
 
 
 Accept = Callable[[Session, Envelope, dict[str, Any]], None]

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from models import sweep
 from models.debts import Overdue, find_current_step, list_overdue
+from models.refusal import prune_refusals
 from models.session import Database
 from tasks import endings
 from tasks.bells import Bells
@@ -59,6 +60,7 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         crash_point("sweep", "ringing")
         log.info("ringing again", operation=str(bell.operation_id), position=bell.position)
         bells.ring(bell.operation_id)
+    database.run(prune_refusals)
     published = bells.make_up_outcomes()
     return SweepReport(len(due), turned_back, published)
 

@@ -68,6 +68,7 @@ def test_only_what_the_caller_said_is_sent() -> None:
 
     message = requests.spawn(spec, Asker(requested_by="me", idempotency_key="k"))
 
+    assert message.kwargs.pop("call") != requests.spawn(spec, Asker()).kwargs.get("call")
     assert message.kwargs == {
         "spec": {**SPEC, "wait": "agent", "vcpus": 1},
         "requested_by": "me",

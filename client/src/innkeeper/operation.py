@@ -236,8 +236,16 @@ class Operation:
 
     def _find_stored(self) -> Outcome | None:
         if self._outcome is None:
-            self._outcome = self._transport.find_outcome(self.id)
+            stored = self._transport.find_outcome(self.id)
+            if stored is not None and not self._is_of_an_earlier_call(stored):
+                self._outcome = stored
         return self._outcome
+
+    def _is_of_an_earlier_call(self, stored: Outcome) -> bool:
+        """Tell a refusal that an earlier call with the same key was given; this one has its own."""
+        told = None if stored.error is None else stored.error.details.get("call")
+        asked = None if self._message is None else self._message.kwargs.get("call")
+        return told is not None and asked is not None and told != asked
 
     def _wait_timeout(self, what: str, failure: InnkeeperError | None = None) -> WaitTimeout:
         message = f"Operation {self.id} {what}."

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -171,6 +171,8 @@ def _message(task: str, kwargs: dict[str, Any], shown_as: str, asker: Asker) -> 
         "idempotency_key": key,
         "requested_by": asker.requested_by,
         "reason": asker.reason,
+        # Without a key every call has an id of its own.
+        "call": None if key is None else uuid4().hex,
     }
     operation_id = contract.operation_id_for(key, task, kwargs)
     kwargs = kwargs | {name: value for name, value in common.items() if value is not None}
