@@ -39,6 +39,7 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
     Blame.IMAGE: (
         errors.ImageError,
         errors.FetchFailed,
+        errors.SourceLost,
         errors.DigestMismatch,
         errors.UnsafeImage,
         errors.FormatMismatch,

@@ -1,15 +1,17 @@
-"""Lets tests kill or hold a process at a named boundary; costs one comparison otherwise.
+"""Lets tests kill, hold or fail a process at a named boundary; costs one comparison otherwise.
 
 ``INNKEEPER_CRASH_DIR`` names a directory. A file in it that bears a point's name arms that point
 for one pass: the process that comes by takes the file away and then does what is written in it:
 
 ``kill``  it kills itself with SIGKILL;
-``hold``  it makes the file ``<point>.held`` and waits until somebody removes that.
+``hold``  it makes the file ``<point>.held`` and waits until somebody removes that;
+``fail``  it gets the operating system's error of a full disk.
 
 A point is ``<where>:<moment>``, for example ``spawn.define_domain:acted``. `list_points` names all
 of them, derived from the workflows, so that a new step brings its own.
 """
 
+import errno
 import os
 import signal
 import time
@@ -73,7 +75,7 @@ class CrashPoint:
 
 
 def crash_point(where: str, moment: str) -> None:
-    """Die or wait here if a test asked for it."""
+    """Die, wait or fail here if a test asked for it."""
     if _DIRECTORY is not None:
         _strike(Path(_DIRECTORY), f"{where}:{moment}")
 
@@ -96,6 +98,8 @@ def _strike(directory: Path, point: str) -> None:
             time.sleep(0.005)
         return
     (directory / f"{point}.struck").touch()
+    if wish == "fail":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -27,6 +27,10 @@ class CrashDirectory:
         """Let the next process that passes the point wait there until `release`."""
         self._arm(point, "hold")
 
+    def arm_fail(self, point: str) -> None:
+        """Let the next process that passes the point find the disk full."""
+        self._arm(point, "fail")
+
     def disarm(self, point: str) -> None:
         """Let everybody pass the point again."""
         (self.path / point).unlink(missing_ok=True)

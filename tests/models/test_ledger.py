@@ -43,6 +43,11 @@ def complete(database: Database, key: ledger.StepKey) -> None:
         ledger.complete_step(session, key, {"done_by": key.owner})
 
 
+def state_of(database: Database, operation_id: UUID, position: int) -> StepState | None:
+    with database.transaction() as session:
+        return ledger.find_step_state(session, operation_id, position)
+
+
 def test_steps_are_claimed_in_order_only(database: Database, operation_id: UUID) -> None:
     assert claim(database, operation_id, 1) is None
     first = must_claim(database, operation_id, 0)
@@ -126,6 +131,31 @@ def test_undo_goes_backwards_and_only_over_what_was_begun(
     assert must_claim(database, operation_id, 0).is_undo
     with database.transaction() as session:
         assert ledger.find_step_state(session, operation_id, 2) is StepState.SKIPPED
+
+
+def test_a_failed_step_that_intended_nothing_is_not_undone(
+    database: Database, operation_id: UUID
+) -> None:
+    both = frozenset({"one", "two"})
+    complete(database, must_claim(database, operation_id, 0).key)
+    second = must_claim(database, operation_id, 1)
+    with database.transaction() as session:
+        ledger.fail_step(session, second.key, {"code": "cancelled"})
+        assert turn_back(session, operation_id, error={"code": "x"}, undoable=both, intending=both)
+    assert state_of(database, operation_id, 0) == StepState.UNDO
+    assert state_of(database, operation_id, 1) == StepState.FAILED
+
+
+def test_a_failed_step_that_intended_something_is_undone(
+    database: Database, operation_id: UUID
+) -> None:
+    first = must_claim(database, operation_id, 0)
+    with database.transaction() as session:
+        ledger.record_intent(session, first.key, {"directory": "/x"})
+        ledger.fail_step(session, first.key, {"code": "host_unsuitable"})
+        one = frozenset({"one"})
+        assert turn_back(session, operation_id, error={"code": "x"}, undoable=one, intending=one)
+    assert state_of(database, operation_id, 0) == StepState.UNDO
 
 
 def test_turning_back_leaves_a_running_step_to_its_worker(

@@ -18,10 +18,11 @@ def claims(database: Database) -> list[tuple[str, str, int]]:
         return [(row.host, row.pool, row.disk_gib) for row in rows]
 
 
-def test_disks_are_claimed_in_their_pool(database: Database) -> None:
+def test_all_disks_are_claimed_in_their_pool(database: Database) -> None:
     with database.transaction() as session:
         add_host(session, "hv-a", pools_gib={"local": 10, "fast": 4})
-    ask_spawn(database, "vm-0", disk_gib=4, pool="fast")
+    disks = [{"size_mib": 1024}, {"size_mib": 100, "kind": "swap"}]
+    ask_spawn(database, "vm-0", disk_gib=2, disks=disks, pool="fast")
     assert claims(database) == [("hv-a", "fast", 4)]
     with pytest.raises(NoHostFits, match="0 GiB of disk free in pool 'fast'"):
         ask_spawn(database, "vm-1", disk_gib=1, pool="fast")

@@ -12,7 +12,7 @@ EXPECTED = {
     "hypervisor_unavailable network_not_ready precheck_failed start_failed start_interrupted",
     Blame.IMAGE: "backing_file digest_mismatch external_data_file fetch_failed format_mismatch "
     "image_error image_too_large malformed_image not_an_image source_refused truncated_image "
-    "unsafe_image unsupported_image_feature",
+    "source_lost unsafe_image unsupported_image_feature",
     Blame.USER: "already_exists busy capacity_error conflict define_rejected invalid_request "
     "no_host_fits not_found request_error state_conflict",
     Blame.GUEST: "agent_unresponsive boot_loop boot_timeout cloud_init_failed guest_died "

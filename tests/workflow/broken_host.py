@@ -1,0 +1,27 @@
+"""Hosts that are broken for real, and mended afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from innkeeper.operation import Operation
+from lab.handle import Lab
+
+GUESTS_DIRECTORY = "/var/lib/innkeeper/instances"
+
+
+@contextmanager
+def full_disk(lab: Lab, host: str) -> Iterator[None]:
+    """Give a host a file system for its guests that has no room for a single file."""
+    options = "size=4k,nr_inodes=1"
+    lab.exec(host, ["mount", "-t", "tmpfs", "-o", options, "tmpfs", GUESTS_DIRECTORY])
+    try:
+        yield
+    finally:
+        lab.exec(host, ["umount", "-l", GUESTS_DIRECTORY])
+
+
+def get_chosen_host(operation: Operation) -> str:
+    """Return the host that an operation has been given."""
+    chosen = operation.view().dst_host
+    assert chosen is not None
+    return chosen
