@@ -48,6 +48,7 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.ExternalDataFile,
         errors.MalformedImage,
         errors.NotAnImage,
+        errors.SourceLost,
         errors.SourceRefused,
         errors.TruncatedImage,
         errors.UnsupportedImageFeature,
