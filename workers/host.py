@@ -3,7 +3,9 @@
 import shutil
 import socket
 import threading
+from collections.abc import Collection
 from pathlib import Path
+from uuid import UUID
 
 import structlog
 from celery import Celery
@@ -11,6 +13,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from innkeeper.errors import InnkeeperError
 from innkeeper.remote_source import parse_remote_source
+from models.consoles import list_console_limits
 from models.hosts import HostRegistration, beat_heart, disable_host, enable_host, register_host
 from tasks.context import HostServices, Pool, RemotePolicy
 from tasks.engine import Engine
@@ -19,6 +22,7 @@ from virt.cage import get_cage
 from virt.hypervisor import Hypervisor
 from virt.identity import get_or_create
 from virt.images import ImageCache
+from workers.consoles import ConsoleKeeper
 from workers.engine import build_engine
 from workers.events import EventPump
 from workers.node_lock import take_node_lock
@@ -73,6 +77,10 @@ class HostRole:
         self._await_libvirt()
         self._register_at_last()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        keeper = ConsoleKeeper(self.services.console_dir, self._find_console_limits)
+        threading.Thread(
+            target=keeper.run, args=(self._stop,), name="consoles", daemon=True
+        ).start()
         try:
             return run_worker(
                 self.app,
@@ -129,6 +137,9 @@ class HostRole:
                 continue
             if not is_ours:
                 log.error("another worker has registered for this host", host=self.name)
+
+    def _find_console_limits(self, instance_ids: Collection[UUID]) -> dict[UUID, int | None]:
+        return self.engine.database.run(lambda session: list_console_limits(session, instance_ids))
 
     def _on_connected(self) -> None:
         if not self._registered.is_set():

@@ -15,6 +15,8 @@ from tests.chaos.stage import Stage
 from tests.virt.instant_sources import InstantSources
 
 PREPARE_S = 60.0
+CARD: dict[str, Any] = {"bridge": "br0"}
+"""A card makes a start what it is at its longest: paused, verified, and only then let run."""
 VERBS_WITH_FORCE: dict[str, dict[str, Any]] = {
     # A boot sector does not hear the power button.
     "stop": {"force": True},
@@ -63,7 +65,7 @@ class Stock:
         if case.kind == "spawn":
             self.forget(self._names.get("spawn"))
             name = self._take_name("spawn")
-            fields = {**self._stage.boot_guest(), "host": a, "pool": case.pool}
+            fields = {**self._stage.boot_guest(), **CARD, "host": a, "pool": case.pool}
             return Cast(Ask("spawn", name, fields), None, a, a)
         if case.kind == "hydrate":
             self.forget(self._names.get("hydrate"))
@@ -104,6 +106,8 @@ class Stock:
         if row is None:
             name = self._take_name(slot)
             fields = {**self._stage.boot_guest(), "host": self._stage.lab.hosts[0], "pool": pool}
+            if not slot.startswith("live_migrate"):
+                fields |= CARD
             self._stage.client.spawn(name=name, **fields).wait(PREPARE_S)
             row = self._get(name)
         if row["state"] != state:
