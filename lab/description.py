@@ -12,13 +12,20 @@ from lab.services import Endpoints
 
 @dataclass(frozen=True)
 class Images:
-    """The lab's guest images, readable at the same path outside and on every host."""
+    """The lab's guest images, readable at the same path outside and on every host.
+
+    Attributes:
+        kernel: the Linux guest's kernel by itself, for direct boot.
+        ramdisk: its initramfs, likewise.
+    """
 
     directory: str
     guest: str
     guest_sha256: str
     boot: str
     boot_sha256: str
+    kernel: str
+    ramdisk: str
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ def for_callers(lab: Description) -> dict[str, str]:
         "INNKEEPER_LAB_IMAGE_SHA256": lab.images.guest_sha256,
         "INNKEEPER_LAB_BOOT_IMAGE": f"file://{lab.images.boot}",
         "INNKEEPER_LAB_BOOT_IMAGE_SHA256": lab.images.boot_sha256,
+        "INNKEEPER_LAB_KERNEL": f"file://{lab.images.kernel}",
+        "INNKEEPER_LAB_RAMDISK": f"file://{lab.images.ramdisk}",
         "INNKEEPER_FLOWER_URL": lab.endpoints.flower_url,
     }
     for host in lab.hosts:

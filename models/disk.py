@@ -16,6 +16,11 @@ class Disk(Timestamps, Base):
     ``file`` is a name within the guest's directory in the pool, the same on every host. A disk
     with a ``backing_sha256`` leases that image in the cache of the guest's host. ``remote_url`` is
     the source that a disk of an instantly booted guest still reads from; None once it does not.
+
+    ``facts`` of every disk: ``content``, ``label``, ``preallocation``, and ``made``, how it came to
+    be. Of the root disk of a guest whose kernel the host loads also ``kernel_sha256`` and
+    ``ramdisk_sha256``: like ``backing_sha256`` they lease those files, which the catalogue of
+    images has with the format ``blob``.
     """
 
     __tablename__ = "disks"

@@ -55,7 +55,6 @@ def refuse_unbuilt(spec: InstanceSpec) -> None:
     """
     unbuilt = {
         "root_format": spec.root_format == "raw" and spec.image_format != "raw",
-        "direct_boot": spec.direct_boot is not None,
     }
     for field, is_wanted in unbuilt.items():
         if is_wanted:

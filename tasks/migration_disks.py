@@ -10,19 +10,22 @@ from collections.abc import Sequence
 from innkeeper.types import InstanceSpec
 from models.disk import Disk
 from tasks.context import StepContext
+from tasks.direct_boot import fetch_direct_boot
 from tasks.guest_disks import get_guest_disks
+from tasks.workflow import Done
 from virt.storage.backend import BaseImage, Watch
 from virt.storage.choosing import get_backend
 
 
-def make_landing_disks(context: StepContext) -> list[str]:
+def make_landing_disks(context: StepContext) -> Done:
     """Make the guest's disks on its destination, after fetching what they are made of.
 
     Returns:
-        The names of the files.
+        The names of the files, and what records the copies of what was fetched.
     """
     disks = get_guest_disks(context)
     base = _fetch_base(context, disks)
+    _, record_kernel = fetch_direct_boot(context, disks[0].facts)
     directory = context.pool.instance_dir(context.instance.id)
     context.intend(directory=str(directory))
     directory.mkdir(parents=True, exist_ok=True)
@@ -38,7 +41,7 @@ def make_landing_disks(context: StepContext) -> list[str]:
             preallocation=disk.facts.get("preallocation", "off"),
             watch=watch,
         )
-    return [disk.file for disk in disks]
+    return Done({"made": [disk.file for disk in disks]}, record_kernel)
 
 
 def _fetch_base(context: StepContext, disks: Sequence[Disk]) -> BaseImage | None:

@@ -35,7 +35,7 @@ def prepare(context: StepContext) -> Done:
     context.midway()
     if context.details["check_source"]["storage"] == Storage.SHARED:
         return Done({"made": []})
-    return Done({"made": make_landing_disks(context)})
+    return make_landing_disks(context)
 
 
 def move(context: StepContext) -> dict[str, Any]:

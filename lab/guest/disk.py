@@ -20,7 +20,7 @@ _SERIAL_NUMBER = "494e4e4b"
 _SOURCE_DATE = "1704067200"
 """2024-01-01 UTC, the date of every file on the disk."""
 
-_COMMAND_LINE = (
+COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=1 panic=1 mitigations=off"
     # Probing what a lab guest never has costs more than the rest of the boot.
     " i8042.noaux i8042.nokbd i8042.nopnp 8250.nr_uarts=1 cryptomgr.notests"
@@ -33,7 +33,7 @@ TIMEOUT 0
 LABEL linux
   KERNEL /vmlinuz
   INITRD /initrd
-  APPEND {_COMMAND_LINE}
+  APPEND {COMMAND_LINE}
 """
 
 

@@ -36,16 +36,30 @@ def ensure(show: Callable[[str], None]) -> Images:
             build_guest(kernel, guest)
         if not boot.exists():
             build_boot(boot)
-    return Images(str(directory), str(guest), _sha256(guest), str(boot), _sha256(boot))
+    return Images(
+        directory=str(directory),
+        guest=str(guest),
+        guest_sha256=_sha256(guest),
+        boot=str(boot),
+        boot_sha256=_sha256(boot),
+        kernel=str(guest.with_suffix(".kernel")),
+        ramdisk=str(guest.with_suffix(".ramdisk")),
+    )
 
 
 def build_guest(kernel: Kernel, target: Path) -> None:
-    """Build the Linux guest."""
+    """Build the Linux guest, and lay its kernel and initramfs beside it."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as name:
         directory = Path(name)
-        raw = disk.build(directory, kernel.image, initramfs.build(kernel))
+        files = initramfs.build(kernel)
+        raw = disk.build(directory, kernel.image, files)
         qcow2 = directory / "guest.qcow2"
         disk.convert(raw, qcow2)
+        # The image last: it is what tells that the build is complete.
+        for suffix, content in ((".kernel", kernel.image.read_bytes()), (".ramdisk", files)):
+            part = directory / f"part{suffix}"
+            part.write_bytes(content)
+            part.replace(target.with_suffix(suffix))
         qcow2.replace(target)
 
 

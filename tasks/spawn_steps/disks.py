@@ -136,6 +136,7 @@ def _row(
             "label": disk.label,
             "made": made.value,
             "preallocation": preallocation,
+            **(image.get("direct_boot", {}) if disk.kind == "root" else {}),
         },
     }
 

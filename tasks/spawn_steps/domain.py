@@ -7,6 +7,7 @@ from innkeeper.errors import StaleDomain
 from innkeeper.types import InstanceSpec
 from models.instance import Instance
 from tasks.context import StepContext
+from tasks.direct_boot import describe_kernel
 from tasks.guest_abi import freeze, require_offered
 from tasks.guest_disks import get_config_drives, get_guest_disks
 from tasks.guest_domain import describe_domain
@@ -31,13 +32,15 @@ def render_xml(context: StepContext) -> Done:
     aliases = host.hypervisor.get_facts().machine_types
     abi = freeze(instance.id, spec, host.guest_defaults, aliases)
     require_offered(host.hypervisor, spec, abi)
+    disks = get_guest_disks(context)
     domain = describe_domain(
         host,
         instance,
         operation=context.operation,
         abi=abi,
-        disks=get_guest_disks(context),
+        disks=disks,
         cdroms=get_config_drives(context),
+        kernel=describe_kernel(context.pool, spec, disks[0]),
     )
     context.midway()
     xml = render_domain(domain)

@@ -9,6 +9,7 @@ from innkeeper.types import InstanceSpec
 from models.image import CachedImage, Image
 from models.instance import Instance
 from tasks.context import StepContext
+from tasks.direct_boot import fetch_direct_boot
 from tasks.spawn_steps.remote_image import find_remote_image
 from tasks.workflow import Done
 
@@ -16,7 +17,7 @@ GIB = 1024**3
 
 
 def fetch_image(context: StepContext) -> Done:
-    """Bring the image into the pool's cache.
+    """Bring the image, and the kernel that the host is to load, into the pool's cache.
 
     Queue: host.<dst>; seconds to minutes for a new image, milliseconds for a cached one.
     Idempotency: the cache is addressed by digest; one fetch at a time per digest and pool.
@@ -26,10 +27,11 @@ def fetch_image(context: StepContext) -> Done:
     """
     spec = InstanceSpec.model_validate(context.instance.spec)
     limit_bytes = spec.disk_gib * GIB or None
+    kernel, record_kernel = fetch_direct_boot(context, {})
     if spec.delivery == "instant":
         remote = find_remote_image(context, spec)
         if remote is not None:
-            return Done(remote)
+            return Done({**remote, "direct_boot": kernel}, record_kernel)
 
     def show(done_bytes: int, total_bytes: int | None) -> None:
         fraction = done_bytes / total_bytes if total_bytes else 0.0
@@ -53,6 +55,7 @@ def fetch_image(context: StepContext) -> Done:
     host, instance = context.host.name, context.instance
 
     def commit(session: Session) -> None:
+        record_kernel(session)
         session.execute(
             upsert(Image)
             .values(
@@ -84,6 +87,7 @@ def fetch_image(context: StepContext) -> Done:
             "format": image.format,
             "virtual_size_bytes": image.virtual_size_bytes,
             "fetched": image.was_fetched,
+            "direct_boot": kernel,
         },
         commit,
     )
