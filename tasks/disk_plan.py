@@ -47,20 +47,6 @@ class PlannedDisk:
     label: str | None = None
 
 
-def refuse_unbuilt(spec: InstanceSpec) -> None:
-    """Refuse what no step honours yet.
-
-    Raises:
-        InvalidRequest: naming the first such field.
-    """
-    unbuilt = {
-        "root_format": spec.root_format == "raw" and spec.image_format != "raw",
-    }
-    for field, is_wanted in unbuilt.items():
-        if is_wanted:
-            raise _invalid(f"{field} is not supported yet")
-
-
 def plan_disks(spec: InstanceSpec, *, image_bytes: int = 0) -> tuple[PlannedDisk, ...]:
     """Return all disks of a guest, the root disk first, the others in the order of the spec.
 

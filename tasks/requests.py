@@ -44,7 +44,7 @@ from models.queries import record_event
 from models.server_groups import join_group
 from tasks.catalogue import WORKFLOWS
 from tasks.choosing import choose_and_claim, demand_of
-from tasks.disk_plan import plan_disks, refuse_unbuilt, size_gib
+from tasks.disk_plan import plan_disks, size_gib
 from tasks.guest_domain import refuse_impossible
 from tasks.migration_checks import failure
 from tasks.placement import Refusal
@@ -159,7 +159,6 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         InvalidRequest, AlreadyExists, Conflict, NoHostFits: nothing was written.
     """
     spec = parse_request(InstanceSpec, fields.get("spec"))
-    refuse_unbuilt(spec)
     refuse_impossible(spec)
     disk_gib = size_gib(plan_disks(spec, image_bytes=find_virtual_size(session, spec.sha256)))
     wire = spec.model_dump(mode="json")

@@ -109,6 +109,34 @@ def test_where_nothing_can_be_shared_only_data_is_copied(tmp_path: Path) -> None
         assert disks.create_root("root.raw", base=base, size_bytes=400 * MIB) is Made.FOUND
 
 
+def qcow2_base(directory: Path) -> BaseImage:
+    raw, path = raw_base(directory), directory / "base.qcow2"
+    argv = ["convert", "-c", "-f", "raw", "-O", "qcow2", str(raw.path), str(path)]
+    qemu_img(argv, what="make an image")
+    return BaseImage(path=path, format="qcow2")
+
+
+@pytest.mark.parametrize("preallocation", ["off", "full"])
+def test_a_raw_root_disk_of_a_qcow2_image_is_converted(tmp_path: Path, preallocation: Any) -> None:
+    base = qcow2_base(tmp_path)
+    disks = RawBackend(tmp_path / "guest")
+    seen: list[int] = []
+    made = disks.create_root(
+        "root.raw",
+        base=base,
+        size_bytes=96 * MIB,
+        preallocation=preallocation,
+        watch=Watch(on_progress=lambda done, _total: seen.append(done)),
+    )
+    path = disks.directory / "root.raw"
+    assert made is Made.CONVERSION
+    assert seen == sorted(seen)
+    assert (path.stat().st_size, path.stat().st_mode & 0o777) == (96 * MIB, 0o600)
+    assert starts_with(path, BaseImage(path=tmp_path / "base.raw", format="raw"))
+    assert (allocated_bytes(path) >= 96 * MIB) is (preallocation == "full")
+    assert names_in(disks.directory) == ["root.raw"]
+
+
 def test_a_full_file_system_sends_the_guest_elsewhere(tmp_path: Path) -> None:
     with mounted("ext4", tmp_path, size_mib=64) as point:
         for disks in (RawBackend(point / "guest"), Qcow2Backend(point / "guest")):
@@ -220,14 +248,17 @@ disks = get_backend(disk_format, Path(directory))
 watch = Watch()
 if moment == "copying":
     watch = Watch(on_progress=die)
+elif moment == "converting":
+    import virt.image_convert
+    virt.image_convert.sync_directory = virt.image_convert.os.fchmod = die
 elif moment == "formatting":
     virt.storage.raw.format_file = virt.storage.qcow2.format_file = die
 elif moment == "syncing":
     publishing.sync_file = die
 elif moment == "linked":
     publishing.sync_directory = die
-if moment == "copying":
-    image = BaseImage(path=Path(base), format="raw")
+if moment in ("copying", "converting"):
+    image = BaseImage(path=Path(base), format="raw" if moment == "copying" else "qcow2")
     disks.create_root("d", base=image, size_bytes=64 << 20, watch=watch)
 else:
     disks.create_empty("d", size_bytes=64 << 20, content="ext4")
@@ -239,11 +270,12 @@ sys.exit("it lived")
     ("moment", "disk_format"),
     [
         ("copying", "raw"),
+        ("converting", "raw"),
         *((moment, f) for moment in ("formatting", "syncing", "linked") for f in ("raw", "qcow2")),
     ],
 )
 def test_a_killed_maker_is_replaced(tmp_path: Path, moment: str, disk_format: Any) -> None:
-    base = raw_base(tmp_path, data_mib=32)
+    base = qcow2_base(tmp_path) if moment == "converting" else raw_base(tmp_path, data_mib=32)
     directory = tmp_path / "guest"
     argv = [sys.executable, "-c", _VICTIM, moment, disk_format, str(directory), str(base.path)]
     assert subprocess.run(argv, capture_output=True, timeout=60).returncode == -9
@@ -251,9 +283,9 @@ def test_a_killed_maker_is_replaced(tmp_path: Path, moment: str, disk_format: An
     assert ("d" in names_in(directory)) is is_whole
     assert len(names_in(directory)) > is_whole, "the victim died too early"
     disks = get_backend(disk_format, directory)
-    if moment == "copying":
+    if moment in ("copying", "converting"):
         made = disks.create_root("d", base=base, size_bytes=64 * MIB)
-        assert starts_with(directory / "d", base)
+        assert starts_with(directory / "d", BaseImage(path=tmp_path / "base.raw", format="raw"))
     else:
         made = disks.create_empty("d", size_bytes=64 * MIB, content="ext4")
     assert (made is Made.FOUND) is is_whole

@@ -33,6 +33,12 @@ def run_in_guest(lab: Lab, host: str, name: str, script: str) -> str:
     return out
 
 
+def is_agent_up(lab: Lab, host: str, name: str) -> bool:
+    """Return whether the guest's agent answers."""
+    ping = ["virsh", "qemu-agent-command", name, '{"execute": "guest-ping"}']
+    return lab.exec(host, ping, check=False).returncode == 0
+
+
 def _ask(lab: Lab, host: str, name: str, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps({"execute": command, "arguments": arguments})
     done = subprocess.run(

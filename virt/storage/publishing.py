@@ -58,8 +58,10 @@ def explain_full(error: HypervisorError, path: Path) -> HypervisorError | HostUn
 
 def remove_half_made(path: Path) -> None:
     """Remove what was begun under a path's name and is of no use to anybody."""
-    for half_made in path.parent.glob(f".{path.name}.*"):
-        half_made.unlink(missing_ok=True)
+    # The second is what a converter has begun for our own unfinished name.
+    for pattern in (f".{path.name}.*", f"..{path.name}.*"):
+        for half_made in path.parent.glob(pattern):
+            half_made.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from innkeeper.errors import HypervisorError
+from virt.image_convert import convert
 from virt.storage.backend import BaseImage, Content, DiskSource, Made, Preallocation, Watch
 from virt.storage.cloning import claim_blocks, clone_file
 from virt.storage.formatting import format_file
@@ -36,7 +37,7 @@ class RawBackend:
             return self._require_same(path, size_bytes)
         try:
             with publish(path) as own:
-                made = _copy(base, own, may_share=preallocation != "full", watch=watch)
+                made = _copy(base, own, size_bytes, preallocation, watch)
                 self._complete(own, size_bytes, preallocation, watch)
         except FileExistsError:
             return self._require_same(path, size_bytes)
@@ -114,7 +115,19 @@ class RawBackend:
         return Made.FOUND
 
 
-def _copy(base: BaseImage, own: Path, *, may_share: bool, watch: Watch) -> Made:
+def _copy(
+    base: BaseImage, own: Path, size_bytes: int, preallocation: Preallocation, watch: Watch
+) -> Made:
     if base.format == "raw":
-        return clone_file(base.path, own, may_share=may_share, watch=watch)
-    raise NotImplementedError
+        return clone_file(base.path, own, may_share=preallocation != "full", watch=watch)
+    convert(
+        base.path,
+        base.format,
+        own,
+        "raw",
+        max_bytes=size_bytes,
+        mode=0o600,
+        on_progress=lambda done: watch.on_progress(int(done * size_bytes), size_bytes),
+        check=watch.check,
+    )
+    return Made.CONVERSION
