@@ -11,7 +11,7 @@ EXPECTED = {
     Blame.HOST: "host_unsuitable hypervisor_busy hypervisor_error hypervisor_refused "
     "hypervisor_unavailable network_not_ready precheck_failed start_failed start_interrupted",
     Blame.IMAGE: "backing_file digest_mismatch external_data_file fetch_failed format_mismatch "
-    "image_error image_too_large malformed_image not_an_image source_lost source_refused truncated_image "
+    "image_error image_too_large malformed_image not_an_image source_refused truncated_image "
     "source_lost unsafe_image unsupported_image_feature",
     Blame.USER: "already_exists busy capacity_error conflict define_rejected invalid_request "
     "no_host_fits not_found request_error state_conflict",
