@@ -18,6 +18,10 @@ class Server(http.server.ThreadingHTTPServer):
         self.pause_s = 0.0
         self.part_bytes = 64 * 1024
         self.says_length = True
+        self.more_length = 0
+        self.answers: dict[str, tuple[int, bytes]] = {}
+        self.headers: dict[str, str] = {}
+        self.drips: set[str] = set()
         self.requests: list[tuple[str, str | None]] = []
         self.sent_bytes = 0
 
@@ -41,6 +45,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         path = self.path.partition("?")[0]
+        if path in server.answers:
+            status, body = server.answers[path]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
         if path not in server.files:
             self.send_error(404)
             return
@@ -58,9 +69,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("ETag", tag)
+        for name, value in server.headers.items():
+            self.send_header(name, value)
         if server.says_length:
-            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("Content-Length", str(len(data) - start + server.more_length))
         self.end_headers()
+        if path in server.drips:
+            self._drip(data)
+            return
         end = server.break_after.pop(0) if server.break_after else len(data)
         for offset in range(start, end, server.part_bytes):
             part = data[offset : min(offset + server.part_bytes, end)]
@@ -69,6 +85,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(server.pause_s)
         if end < len(data):
             self.connection.close()
+
+    def _drip(self, data: bytes) -> None:
+        for byte in data:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            self.server.sent_bytes += 1
+            time.sleep(0.02)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
