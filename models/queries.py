@@ -9,8 +9,17 @@ from sqlalchemy.orm import Session
 from innkeeper.addresses import show_address
 from innkeeper.errors import NotFound
 from innkeeper.states import LIVE_OPERATION_STATES, InstanceState, StepState
-from innkeeper.types import HostView, InstanceView, OperationView, Progress, StepView
+from innkeeper.types import (
+    CardView,
+    DiskView,
+    HostView,
+    InstanceView,
+    OperationView,
+    Progress,
+    StepView,
+)
 from models.claims import list_host_snapshots
+from models.disk import Disk
 from models.event import Event
 from models.host import Host
 from models.instance import Instance
@@ -20,8 +29,19 @@ from models.operations import get_instance_by_reference
 _CURRENT = (StepState.RUNNING, StepState.UNDOING, StepState.QUEUED, StepState.UNDO)
 
 
-def view_instance(session: Session, instance: Instance) -> InstanceView:
-    """Return a guest's record; ``task`` is derived from the operation that holds it."""
+def view_instance(
+    session: Session, instance: Instance, disks: list[DiskView] | None = None
+) -> InstanceView:
+    """Return a guest's record; ``task`` is derived from the operation that holds it.
+
+    Args:
+        session: an open transaction.
+        instance: the guest.
+        disks: its disks, where they were read already.
+    """
+    if disks is None:
+        disks = _disks_of(session, [instance.id]).get(instance.id, [])
+    abi = instance.guest_abi
     task = None
     if instance.operation_id is not None:
         operation = session.get(Operation, instance.operation_id)
@@ -46,9 +66,52 @@ def view_instance(session: Session, instance: Instance) -> InstanceView:
         boot_stage=instance.boot_stage,
         group=instance.group_name,
         metadata=instance.spec.get("metadata") or {},
+        disks=disks,
+        network_cards=_cards_of(instance),
+        machine=abi.get("machine"),
+        cpu_model=abi.get("cpu"),
+        firmware=(instance.spec.get("hardware") or {}).get("firmware", "bios"),
         created_at=instance.created_at,
         updated_at=instance.updated_at,
     )
+
+
+def _disks_of(session: Session, instance_ids: list[UUID]) -> dict[UUID, list[DiskView]]:
+    found: dict[UUID, list[DiskView]] = {}
+    for disk in session.scalars(
+        select(Disk)
+        .where(Disk.instance_id.in_(instance_ids))
+        .order_by(Disk.instance_id, Disk.kind != "root", Disk.target)
+    ):
+        found.setdefault(disk.instance_id, []).append(
+            DiskView(
+                target=disk.target,
+                kind=disk.kind,
+                bus=disk.bus,
+                format=disk.format,
+                size_bytes=disk.size_bytes,
+                serial=disk.serial,
+                is_remote=disk.remote_url is not None,
+            )
+        )
+    return found
+
+
+def _cards_of(instance: Instance) -> list[CardView]:
+    """Return the cards of the spec, ``bridge`` being short for the first, with what is frozen."""
+    spec = instance.spec
+    cards = [{"bridge": spec["bridge"]}] if spec.get("bridge") else []
+    cards += spec.get("network_cards") or []
+    frozen = instance.guest_abi.get("nics") or [{} for _ in cards]
+    return [
+        CardView(
+            bridge=card["bridge"],
+            mac=abi.get("mac") or card.get("mac"),
+            model=card.get("model") or "virtio",
+            addresses=card.get("addresses") or [],
+        )
+        for card, abi in zip(cards, frozen, strict=False)
+    ]
 
 
 def view_settled(session: Session, instance: Instance, operation: Operation) -> dict[str, Any]:
@@ -72,8 +135,9 @@ def list_instances(session: Session) -> list[InstanceView]:
     """Return the living guests by name."""
     instances = session.scalars(
         select(Instance).where(Instance.state != InstanceState.DELETED).order_by(Instance.name)
-    )
-    return [view_instance(session, instance) for instance in instances]
+    ).all()
+    disks = _disks_of(session, [instance.id for instance in instances])
+    return [view_instance(session, each, disks.get(each.id, [])) for each in instances]
 
 
 def list_hosts(session: Session) -> list[HostView]:

@@ -84,6 +84,27 @@ class Progress(View):
     figures: dict[str, Any] = Field(default_factory=dict)
 
 
+class DiskView(View):
+    """One disk of a guest; ``is_remote`` while it still reads from an image's source."""
+
+    target: str
+    kind: str
+    bus: str
+    format: str
+    size_bytes: int
+    serial: str | None = None
+    is_remote: bool = False
+
+
+class CardView(View):
+    """One network card of a guest; ``mac`` is None until it is decided."""
+
+    bridge: str
+    mac: str | None = None
+    model: str = "virtio"
+    addresses: list[str] = Field(default_factory=list)
+
+
 class InstanceView(View):
     """A guest as its record says."""
 
@@ -104,6 +125,11 @@ class InstanceView(View):
     boot_stage: BootStage | None = None
     group: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    disks: list[DiskView] = Field(default_factory=list)
+    network_cards: list[CardView] = Field(default_factory=list)
+    machine: str | None = None
+    cpu_model: str | None = None
+    firmware: str = "bios"
     created_at: datetime
     updated_at: datetime
 

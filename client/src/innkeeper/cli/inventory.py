@@ -7,7 +7,7 @@ import typer
 from innkeeper.cli.options import HostArgument, InstanceArgument, JsonOption
 from innkeeper.cli.screen import ago, print_json, print_table, stdout
 from innkeeper.client import Innkeeper
-from innkeeper.types import HostView, InstanceView
+from innkeeper.types import CardView, DiskView, HostView, InstanceView
 
 
 def ls(as_json: JsonOption = False) -> None:
@@ -140,13 +140,33 @@ def _instance_facts(view: InstanceView) -> list[tuple[str, Any]]:
         ("operation", view.operation_id),
         ("vcpus", view.vcpus),
         ("memory", f"{view.memory_mib} MiB"),
+        ("machine", _machine(view)),
         ("disk", f"{view.disk_gib} GiB in {view.pool}"),
+        *((f"disk {disk.target}", _disk(disk)) for disk in view.disks),
+        *((f"card {index}", _card(card)) for index, card in enumerate(view.network_cards)),
         ("image", view.image),
         ("epoch", view.epoch),
         ("created", f"{ago(view.created_at)} ago"),
         ("updated", f"{ago(view.updated_at)} ago"),
     ]
     return facts + [(f"metadata {key}", value) for key, value in sorted(view.metadata.items())]
+
+
+def _machine(view: InstanceView) -> str | None:
+    if view.machine is None:
+        return None
+    return ", ".join(filter(None, (view.machine, view.firmware, view.cpu_model)))
+
+
+def _disk(disk: DiskView) -> str:
+    size = f"{disk.size_bytes / 2**20:.0f} MiB"
+    remote = ", still read from its source" if disk.is_remote else ""
+    return f"{disk.kind}, {size}, {disk.format} on {disk.bus}{remote}"
+
+
+def _card(card: CardView) -> str:
+    addresses = f", {' '.join(card.addresses)}" if card.addresses else ""
+    return f"{card.model} {card.mac or ''} on {card.bridge}{addresses}"
 
 
 def _print_facts(facts: list[tuple[str, Any]]) -> None:

@@ -1,7 +1,5 @@
 """The commands that change a guest: each sends one request and, unless told not to, waits."""
 
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,80 +13,9 @@ from innkeeper.cli.options import (
     ReasonOption,
     TimeoutOption,
 )
+from innkeeper.cli.spawn import spawn
 from innkeeper.client import Innkeeper
-from innkeeper.requests import invalid
-from innkeeper.states import BootStage, Handover, PowerPolicy, Storage
-
-
-class ImageFormat(StrEnum):
-    """The image formats that can be named."""
-
-    QCOW2 = "qcow2"
-    RAW = "raw"
-
-
-def spawn(
-    name: Annotated[str, typer.Argument(help="The new guest's name.", show_default=False)],
-    image: Annotated[
-        str,
-        typer.Option(
-            metavar="F",
-            help="The image: an http(s) or file URL, or a path that the hosts see too.",
-            show_default=False,
-        ),
-    ],
-    sha256: Annotated[str | None, typer.Option(help="The image file's digest.")] = None,
-    image_format: Annotated[
-        ImageFormat | None, typer.Option(help="The image's format. Default: qcow2.")
-    ] = None,
-    vcpus: Annotated[int | None, typer.Option(help="Virtual CPUs. Default: 1.")] = None,
-    memory_mib: Annotated[int | None, typer.Option(help="Memory in MiB. Default: 256.")] = None,
-    disk_gib: Annotated[
-        int | None, typer.Option(help="Root disk in GiB. Default: the image's own size.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="The host. Default: the best one.")] = None,
-    pool: Annotated[str | None, typer.Option(help="The root disk's pool. Default: local.")] = None,
-    wait: Annotated[
-        BootStage | None, typer.Option(help="How far to wait for the boot. Default: running.")
-    ] = None,
-    boot_timeout_s: Annotated[
-        float | None, typer.Option(help="How long the boot may take. Default: 120.")
-    ] = None,
-    bridge: Annotated[
-        str | None, typer.Option(help="A bridge of the host for one NIC. Default: no network.")
-    ] = None,
-    power_policy: Annotated[
-        PowerPolicy | None, typer.Option(help="What to do when the guest goes off. Default: stop.")
-    ] = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Free text; may be repeated.")
-    ] = None,
-    reason: ReasonOption = None,
-    idempotency_key: KeyOption = None,
-    timeout_s: TimeoutOption = None,
-    no_wait: NoWaitOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a new guest of an image and boot it."""
-    fields = _given(
-        name=name,
-        image=_absolute(image),
-        sha256=sha256,
-        image_format=image_format,
-        vcpus=vcpus,
-        memory_mib=memory_mib,
-        disk_gib=disk_gib,
-        host=host,
-        pool=pool,
-        wait=wait,
-        boot_timeout_s=boot_timeout_s,
-        bridge=bridge,
-        power_policy=power_policy,
-        metadata=_pairs(metadata),
-    )
-    with Innkeeper() as inn:
-        operation = inn.spawn(fields, reason=reason, idempotency_key=idempotency_key)
-        conclude(operation, no_wait=no_wait, timeout_s=timeout_s, as_json=as_json)
+from innkeeper.states import Handover, Storage
 
 
 def migrate(
@@ -237,17 +164,3 @@ def register(app: typer.Typer) -> None:
 def _given(**fields: Any) -> dict[str, Any]:
     # What was not given is left to the control worker, whose defaults may be newer than ours.
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _absolute(image: str) -> str:
-    return image if "://" in image else str(Path(image).absolute())
-
-
-def _pairs(metadata: list[str] | None) -> dict[str, str] | None:
-    if not metadata:
-        return None
-    pairs = [entry.partition("=") for entry in metadata]
-    for key, equals, _ in pairs:
-        if not (key and equals):
-            raise invalid("metadata", f"{key!r} is not of the form KEY=VALUE")
-    return {key: value for key, _, value in pairs}
