@@ -276,3 +276,13 @@ def test_help_is_in_panels_and_every_field_has_a_flag(innkeeper: Run) -> None:
     assert {field.split(".")[0] for field in FLAG_OF} | {"data", "hardware"} == set(
         InstanceSpec.model_fields
     )
+
+
+def test_the_guides_example_is_a_guest(sent: Sent, tmp_path: Path) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "howto" / "describe-a-guest.md"
+    example = re.search(r"```toml\n(.*?)```", guide.read_text(), re.DOTALL)
+    assert example is not None
+    toml = tmp_path / "web.toml"
+    toml.write_text(example[1])
+    spec = sent("web-2", "--spec", str(toml), "--host", "hv-b")
+    assert (spec["host"], spec["hardware"]["firmware"]) == ("hv-b", "uefi")
