@@ -18,7 +18,6 @@ from virt.domain_xml import CdromSpec, DiskSpec
 GIB = 1024**3
 READAHEAD_BYTES = 256 * 1024
 SOURCE_TIMEOUT_S = 6
-RECONNECT_S = 3
 
 
 def get_guest_disks(context: StepContext) -> list[Disk]:
@@ -85,7 +84,6 @@ def describe_remote_backing(url: str | None) -> RemoteSource | None:
         port=source.port,
         readahead_bytes=None if is_nbd else READAHEAD_BYTES,
         timeout_s=None if is_nbd else SOURCE_TIMEOUT_S,
-        reconnect_s=RECONNECT_S if is_nbd else None,
     )
 
 

@@ -115,8 +115,6 @@ def _remote(backing: Element, spec: RemoteSource) -> None:
         etree.SubElement(source, "ssl", verify="yes" if spec.verifies_certificate else "no")
     if spec.readahead_bytes is not None:
         etree.SubElement(source, "readahead", size=str(spec.readahead_bytes))
-    if spec.reconnect_s is not None:
-        etree.SubElement(source, "reconnect", delay=str(spec.reconnect_s))
     if spec.timeout_s is not None:
         etree.SubElement(source, "timeout", seconds=str(spec.timeout_s))
 

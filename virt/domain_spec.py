@@ -22,7 +22,6 @@ class RemoteSource:
         verifies_certificate: whether an https server must prove who it is.
         readahead_bytes: how much more than asked for is read, http and https only.
         timeout_s: how long the server may be silent, http and https only.
-        reconnect_s: how long QEMU tries to connect anew before a read fails, nbd only.
     """
 
     protocol: Literal["nbd", "http", "https"]
@@ -34,7 +33,6 @@ class RemoteSource:
     verifies_certificate: bool = True
     readahead_bytes: int | None = None
     timeout_s: int | None = None
-    reconnect_s: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lab.handle import Lab
 from lab.network import Subnet
-from tests.virt.range_server import RangeServer
+from lab.range_server import RangeServer
 
 
 class InstantSources:
