@@ -48,7 +48,6 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.ExternalDataFile,
         errors.MalformedImage,
         errors.NotAnImage,
-        errors.SourceLost,
         errors.SourceRefused,
         errors.TruncatedImage,
         errors.UnsupportedImageFeature,

@@ -21,7 +21,7 @@ from tests.chaos.checker.checker import Checker, format_violations
 from tests.chaos.virsh import define_namesake, undefine_namesake, virsh
 from tests.crash_directory import CrashDirectory
 from tests.waiting import wait_until
-from tests.workflow.broken_host import full_disk
+from tests.workflow.broken_host import CONSOLES_DIRECTORY, GUESTS_DIRECTORY, full_disk
 from tests.workflow.conftest import assert_nothing_left
 
 pytestmark = pytest.mark.lab
@@ -37,20 +37,23 @@ class Obstacle:
         step: the step.
         code: of the error that it ends with.
         spec: fields of the guest that lead there.
-        what: done to the host meanwhile: ``full_disk``, ``namesake`` or nothing.
+        full: a directory of the host that has no room meanwhile.
+        has_namesake: whether the host has a domain of the guest's name.
     """
 
     step: str
     code: str
     spec: dict[str, Any] = field(default_factory=dict)
-    what: str = ""
+    full: str = ""
+    has_namesake: bool = False
 
 
 OF_THE_WORLD = (
     Obstacle("fetch_image", "digest_mismatch", {"sha256": "0" * 64}),
-    Obstacle("create_disks", "host_unsuitable", what="full_disk"),
-    Obstacle("define_domain", "define_rejected", what="namesake"),
-    Obstacle("start_domain", "start_failed", {"bridge": "br-none"}),
+    Obstacle("create_disks", "host_unsuitable", full=GUESTS_DIRECTORY),
+    Obstacle("define_domain", "host_unsuitable", {"bridge": "br-none"}),
+    Obstacle("define_domain", "define_rejected", has_namesake=True),
+    Obstacle("start_domain", "start_failed", full=CONSOLES_DIRECTORY),
     Obstacle("wait_boot", "boot_timeout", {"wait": "agent", "boot_timeout_s": 2}),
 )
 
@@ -120,7 +123,7 @@ def test_a_step_that_fails_in_its_middle_is_undone(
     assert_undone(lab, records, host, str(operation.view().instance_id), known_before)
 
 
-@pytest.mark.parametrize("obstacle", OF_THE_WORLD, ids=lambda obstacle: obstacle.step)
+@pytest.mark.parametrize("obstacle", OF_THE_WORLD, ids=lambda each: f"{each.step}-{each.code}")
 def test_what_the_world_makes_fail_is_undone(
     client: Innkeeper,
     lab: Lab,
@@ -132,9 +135,9 @@ def test_what_the_world_makes_fail_is_undone(
 ) -> None:
     host = lab.hosts[0]
     around: AbstractContextManager[None] = nullcontext()
-    if obstacle.what == "full_disk":
-        around = full_disk(lab, host)
-    elif obstacle.what == "namesake":
+    if obstacle.full:
+        around = full_disk(lab, host, obstacle.full)
+    elif obstacle.has_namesake:
         around = namesake(lab, host, name)
     spec = {"bridge": "br0", **boot_guest, **obstacle.spec}
     with around:

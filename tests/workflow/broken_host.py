@@ -7,17 +7,18 @@ from innkeeper.operation import Operation
 from lab.handle import Lab
 
 GUESTS_DIRECTORY = "/var/lib/innkeeper/instances"
+CONSOLES_DIRECTORY = "/var/lib/innkeeper/consoles"
 
 
 @contextmanager
-def full_disk(lab: Lab, host: str) -> Iterator[None]:
-    """Give a host a file system for its guests that has no room for a single file."""
+def full_disk(lab: Lab, host: str, directory: str = GUESTS_DIRECTORY) -> Iterator[None]:
+    """Give a host a file system, for its guests' files, that has no room for a single one."""
     options = "size=4k,nr_inodes=1"
-    lab.exec(host, ["mount", "-t", "tmpfs", "-o", options, "tmpfs", GUESTS_DIRECTORY])
+    lab.exec(host, ["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory])
     try:
         yield
     finally:
-        lab.exec(host, ["umount", "-l", GUESTS_DIRECTORY])
+        lab.exec(host, ["umount", "-l", directory])
 
 
 def get_chosen_host(operation: Operation) -> str:
