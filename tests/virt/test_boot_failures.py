@@ -60,18 +60,16 @@ def test_a_guest_that_tells_of_its_panic(src: Host, make_guest: MakeGuest) -> No
 
 
 def test_a_guest_that_resets_in_a_loop(src: Host, make_guest: MakeGuest) -> None:
-    def loop() -> float:
-        guest = make_guest(sector=resetting("once more\r\n"))
-        start(src, guest)
-        began_s = time.monotonic()
-        with pytest.raises(BootLoop) as died:
-            climb(src, guest, BootStage.AGENT)
-        assert died.value.details["resets"] > 4
-        assert died.value.details["reached"] in ("running", "console")
-        assert "once more" in died.value.details["console_tail"]
-        return time.monotonic() - began_s
-
-    assert quickest(loop, limit_s=SOON_S) < SOON_S
+    guest = make_guest(sector=resetting("once more\r\n"))
+    start(src, guest)
+    began_s = time.monotonic()
+    with pytest.raises(BootLoop) as died:
+        climb(src, guest, BootStage.AGENT)
+    # How long that takes is the guest's own speed: the tenth reset at the latest is enough.
+    assert 4 <= died.value.details["resets"] <= 10
+    assert time.monotonic() - began_s < PATIENCE_S / 2
+    assert died.value.details["reached"] in ("running", "console")
+    assert "once more" in died.value.details["console_tail"]
 
 
 def test_a_linux_that_panics_without_a_device_for_it(src: Host, make_guest: MakeGuest) -> None:
