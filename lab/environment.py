@@ -42,6 +42,7 @@ def for_process(lab: Description, layout: Layout, role: str) -> dict[str, str]:
     """Return the whole environment of a control, beat, flower or migrate process."""
     env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     env |= for_callers(lab)
+    env["INNKEEPER_SECRET_KEY_FILE"] = str(layout.secret_keys)
     env["INNKEEPER_READY_FILE"] = str(layout.ready_file(role))
     env["PYTHONUNBUFFERED"] = "1"
     return env | lab.extra_env

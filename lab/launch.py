@@ -19,6 +19,7 @@ from lab import progress, protocol
 from lab.errors import LabError
 from lab.guest import images as guest_images
 from lab.layout import MAX_HOSTS, REPOSITORY, Layout
+from workers.secret_keys import add_key
 
 _GRACEFUL_DOWN_S = 45.0
 _UPLINK_VANISHES_S = 30.0
@@ -59,6 +60,8 @@ def up(
     for directory in (layout.root, layout.logs, layout.shared, layout.ready):
         directory.mkdir(parents=True, exist_ok=True)
     layout.lock.touch(mode=0o600)
+    # Every lab has a key of its own: none is in the checkout, and none outlives the lab's files.
+    add_key(layout.secret_keys, only_if_missing=True)
     images = guest_images.ensure(show)
     read_end, write_end = os.pipe()
     outer_proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)

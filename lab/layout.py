@@ -8,6 +8,7 @@ A lab is one directory ``D``::
     D/logs/ROLE[-HOST].log
     D/postgres, D/redis   data
     D/shared              the directory every host sees as /srv/innkeeper-shared
+    D/secret-keys         the workers' private keys for sealed secrets
     D/run/ready/          files by which workers say that they are ready
     D/hosts/NAME/         what is private to one host, bind mounted in its namespace
 """
@@ -105,6 +106,11 @@ class Layout:
     def shared(self) -> Path:
         """What all hosts see as one shared file system."""
         return self.root / "shared"
+
+    @property
+    def secret_keys(self) -> Path:
+        """The workers' private keys."""
+        return self.root / "secret-keys"
 
     @property
     def ready(self) -> Path:

@@ -11,6 +11,7 @@ from models.disk import Disk
 
 # These travel with the guest; a config drive is made anew where it goes.
 WRITTEN_KINDS = ("root", "ephemeral", "swap", "data")
+CONFIG_DRIVE = "config_drive"
 
 
 def replace_disks(session: Session, instance_id: UUID, rows: Iterable[dict[str, Any]]) -> None:
@@ -36,6 +37,25 @@ def list_disks(session: Session, instance_id: UUID) -> list[Disk]:
         .order_by(Disk.kind != "root", Disk.target)
     )
     return list(disks)
+
+
+def replace_drive(session: Session, instance_id: UUID, row: dict[str, Any]) -> None:
+    """Write which config drive a guest has, whatever an earlier attempt has written of it.
+
+    Args:
+        session: an open transaction.
+        instance_id: the guest.
+        row: columns of models.disk.Disk, without the guest and the kind.
+    """
+    session.execute(delete(Disk).where(Disk.instance_id == instance_id, Disk.kind == CONFIG_DRIVE))
+    session.execute(insert(Disk).values(instance_id=instance_id, kind=CONFIG_DRIVE, **row))
+
+
+def find_drive(session: Session, instance_id: UUID) -> Disk | None:
+    """Return the row of a guest's config drive; None when it has none."""
+    return session.scalars(
+        select(Disk).where(Disk.instance_id == instance_id, Disk.kind == CONFIG_DRIVE)
+    ).one_or_none()
 
 
 def forget_disks(session: Session, instance_id: UUID) -> None:

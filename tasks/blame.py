@@ -33,6 +33,8 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.StartFailed,
         errors.StartInterrupted,
         errors.NetworkNotReady,
+        # A key is missing on this host; control, where it has keys, has refused the others.
+        errors.SecretUnreadable,
         # The destination of a migration was found wanting.
         errors.PrecheckFailed,
     ),
@@ -71,6 +73,7 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.GuestDied,
         errors.BootLoop,
         errors.CloudInitFailed,
+        errors.FileInjectionFailed,
         errors.AgentUnresponsive,
         errors.StopTimeout,
         errors.MigrationError,

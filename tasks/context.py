@@ -19,6 +19,7 @@ from models.operations import commit_unless_cancelled, write_progress
 from models.session import Database
 from tasks.crashpoints import crash_point
 from tasks.guest_abi import GuestDefaults
+from tasks.keyring import Keyring
 from tasks.leases import HeldLease
 from virt.hypervisor import Hypervisor
 from virt.images import ImageCache
@@ -94,6 +95,7 @@ class StepContext:
     lease: HeldLease
     services: HostServices | None
     _instance: Instance | None
+    keyring: Keyring = field(default_factory=Keyring)
     _written_at: float = field(default=0.0)
     log: Any = field(default_factory=lambda: structlog.get_logger("step"))
 

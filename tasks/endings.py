@@ -113,7 +113,8 @@ def _replan(session: Session, workflow: Workflow, operation: Operation) -> bool:
         return False
     if not workflow.replan(session, operation):
         return False
-    fresh = workflow.plan(src=operation.src_host, dst=operation.dst_host)
+    spec = session.scalar(select(Instance.spec).where(Instance.id == operation.instance_id))
+    fresh = workflow.plan(src=operation.src_host, dst=operation.dst_host, spec=spec)
     last = session.scalar(select(func.max(Step.position)).where(Step.operation_id == operation.id))
     operations.append_steps(session, operation.id, fresh, first_position=int(last or 0) + 1)
     session.execute(

@@ -1,7 +1,7 @@
 """What running a step needs, what a claimed step is, and what may come of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from models.operation import Operation
 from models.session import Database
 from tasks.bells import Bells
 from tasks.context import HostServices, name_boundary
+from tasks.keyring import Keyring
 from tasks.leases import LeaseKeeper
 from tasks.workflow import StepSpec, Workflow, Workflows
 
@@ -34,6 +35,7 @@ class Engine:
         services: the hypervisor's parts; None for control.
         look_again: has a guest's power state read once more, after an operation on it has failed:
             what its domain did meanwhile was the operation's business.
+        keyring: opens what callers have sealed.
     """
 
     database: Database
@@ -42,6 +44,7 @@ class Engine:
     bells: Bells
     services: HostServices | None
     look_again: Callable[[UUID], None] = lambda _instance_id: None
+    keyring: Keyring = field(default_factory=Keyring)
 
 
 @dataclass(frozen=True, slots=True)

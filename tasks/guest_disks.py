@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from innkeeper.remote_source import parse_remote_source
 from innkeeper.types import InstanceSpec
 from models.disk import Disk
-from models.disks import WRITTEN_KINDS, list_disks
+from models.disks import find_drive, list_disks
 from models.image import Image
 from models.instance import Instance
 from tasks.context import Pool, StepContext
+from tasks.guest_data import wants_drive
 from virt.domain_spec import RemoteSource
 from virt.domain_xml import CdromSpec, DiskSpec
 
@@ -32,19 +32,14 @@ def get_guest_disks(context: StepContext) -> list[Disk]:
 
 def get_config_drives(context: StepContext) -> tuple[CdromSpec, ...]:
     """Return the CD-ROMs that tell the guest who it is: one, or none."""
-    instance, directory = context.instance, context.pool.instance_dir(context.instance.id)
-
-    def read(session: Session) -> list[Disk]:
-        return list(
-            session.scalars(
-                select(Disk).where(Disk.instance_id == instance.id, Disk.kind.not_in(WRITTEN_KINDS))
-            )
-        )
-
-    return tuple(
-        CdromSpec(target=drive.target, path=str(directory / drive.file), bus=drive.bus)
-        for drive in context.database.run(read)
-    )
+    instance = context.instance
+    if not wants_drive(instance.spec):
+        return ()
+    drive = context.database.run(lambda session: find_drive(session, instance.id))
+    if drive is None:
+        return ()
+    path = context.pool.instance_dir(instance.id) / drive.file
+    return (CdromSpec(target=drive.target, path=str(path), bus=drive.bus),)
 
 
 def describe_disks(pool: Pool, instance: Instance, disks: Iterable[Disk]) -> tuple[DiskSpec, ...]:

@@ -57,7 +57,15 @@ def check_destination(context: StepContext) -> Done:
     context.midway()
     failures = migration_checks.check_on_destination(context)
     has_files = context.pool.instance_dir(context.instance.id).exists()
-    return Done({"failures": failures, "pool": str(directory), "has_files": has_files})
+    # Whether these matter is known when the source has found out whether the pool is shared.
+    return Done(
+        {
+            "failures": failures,
+            "failures_of_drive": migration_checks.check_drive(context),
+            "pool": str(directory),
+            "has_files": has_files,
+        }
+    )
 
 
 def remove_probe(context: StepContext) -> None:

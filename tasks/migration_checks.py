@@ -6,11 +6,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from innkeeper.errors import HostUnsuitable, InnkeeperError
+from innkeeper.errors import CapacityError, HostUnsuitable, InnkeeperError, RequestError
 from innkeeper.states import Handover, InstanceState, PowerState, Storage
 from innkeeper.types import MigrationPolicy
 from models.host import Host
 from models.remote_disks import RemoteDisk, find_prefetch, find_remote_disk
+from tasks.config_drive import rebuild_drive
 from tasks.context import StepContext
 from virt import disks
 from virt.domain_xml import host_demand
@@ -108,6 +109,15 @@ def check_machine(context: StepContext, domain_xml: str) -> list[Failure]:
     return failures
 
 
+def check_drive(context: StepContext) -> list[Failure]:
+    """Check that the destination can build the guest's config drive, as the source built it."""
+    try:
+        rebuild_drive(context)
+    except (CapacityError, RequestError) as exc:
+        return [failure("config_drive", exc.message, exc.hint)]
+    return []
+
+
 def check_on_source(context: StepContext, *, is_shared: bool) -> list[Failure]:
     """Run every check that needs the source: its guest, its sight of the destination."""
     failures: list[Failure] = []
@@ -172,6 +182,8 @@ def _check_hydrated(context: StepContext) -> list[Failure]:
 
 
 def _check_storage(context: StepContext, *, is_shared: bool) -> list[Failure]:
+    if not is_shared and context.details["check_destination"].get("failures_of_drive"):
+        return list(context.details["check_destination"]["failures_of_drive"])
     if not is_shared and context.details["check_destination"].get("has_files"):
         # An old overlay under a mirrored one would shine through wherever the new one is empty.
         return [

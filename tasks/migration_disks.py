@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from innkeeper.types import InstanceSpec
 from models.disk import Disk
+from tasks.config_drive import FILE, rebuild_drive, write_drive
 from tasks.context import StepContext
 from tasks.direct_boot import fetch_direct_boot
 from tasks.guest_disks import get_guest_disks
@@ -41,7 +42,13 @@ def make_landing_disks(context: StepContext) -> Done:
             preallocation=disk.facts.get("preallocation", "off"),
             watch=watch,
         )
-    return Done({"made": [disk.file for disk in disks]}, record_kernel)
+    made = [disk.file for disk in disks]
+    # Libvirt copies no read-only disk: the config drive is built anew, to the same bytes.
+    drive = rebuild_drive(context)
+    if drive is not None:
+        write_drive(directory / FILE, drive.image)
+        made.append(FILE)
+    return Done({"made": made}, record_kernel)
 
 
 def _fetch_base(context: StepContext, disks: Sequence[Disk]) -> BaseImage | None:

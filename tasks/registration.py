@@ -11,11 +11,13 @@ from celery.exceptions import Ignore
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
+from innkeeper.contract import SYSTEM_PUBLIC_KEY
+from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest, NotFound
 from models.refusal import find_refusal, record_refusal
 from tasks.catalogue import WORKFLOWS
 from tasks.crashpoints import crash_point
 from tasks.engine import Engine, Verdict
+from tasks.guest_data import refuse_unreadable
 from tasks.queries import QUERIES, Answer
 from tasks.requests import ACCEPT, Accept, Envelope, find_repeated
 from tasks.runner import run_step
@@ -50,6 +52,7 @@ def register_tasks(app: Celery, engine: Callable[[], Engine]) -> None:
         _register_request(app, engine, kind)
     for name, query in QUERIES.items():
         _register_query(app, engine, name, query)
+    _register_public_key(app, engine)
 
 
 def _register_step(
@@ -94,12 +97,18 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
         task_id = UUID(self.request.id)
         envelope = Envelope(task_id, idempotency_key, requested_by, reason, call)
 
+        def opened_and_accepted(
+            session: Session, envelope: Envelope, fields: dict[str, Any]
+        ) -> None:
+            refuse_unreadable(parts.keyring, fields)
+            accept(session, envelope, fields)
+
         def work(session: Session) -> UUID | InnkeeperError:
             answer = find_repeated(session, envelope, kind, fields) or find_refusal(
                 session, task_id, call
             )
             if answer is None:
-                answer = _accept_or_refuse(session, accept, envelope, fields)
+                answer = _accept_or_refuse(session, opened_and_accepted, envelope, fields)
             crash_point(f"request.{kind}", "accepting")
             return answer
 
@@ -175,3 +184,34 @@ def _register_query(
     app.task(
         name=name, ignore_result=False, shared=False, send_events=False, throws=(InnkeeperError,)
     )(answer)
+
+
+def _register_public_key(app: Celery, engine: Callable[[], Engine]) -> None:
+    def public_key(**_: Any) -> dict[str, str]:
+        """Return the public key to which callers seal secrets.
+
+        Queue: control; a millisecond.
+        Idempotency: only reads.
+        Undo: none.
+        On crash: ask again.
+        Retries: none.
+        """
+        key = engine().keyring.public_key
+        if key is None:
+            raise NotFound(
+                "The control worker has no key for secrets.",
+                {
+                    "what": "public key",
+                    "name": "",
+                    "hint": "Set secret_key_file; make one: python -m workers new-secret-key FILE.",
+                },
+            )
+        return {"public_key": key}
+
+    app.task(
+        name=SYSTEM_PUBLIC_KEY,
+        ignore_result=False,
+        shared=False,
+        send_events=False,
+        throws=(InnkeeperError,),
+    )(public_key)

@@ -19,6 +19,7 @@ from innkeeper.errors import (
     PrecheckFailed,
     StateConflict,
 )
+from innkeeper.sealing import without_sealing
 from innkeeper.states import InstanceState
 from innkeeper.types import (
     InstanceSpec,
@@ -78,8 +79,11 @@ Accept = Callable[[Session, Envelope, dict[str, Any]], None]
 
 
 def digest_request(kind: str, fields: dict[str, Any]) -> str:
-    """Return a digest by which a repeated idempotency key is told from a misused one."""
-    canonical = json.dumps([kind, fields], sort_keys=True, default=str)
+    """Return a digest by which a repeated idempotency key is told from a misused one.
+
+    Sealed texts count as equal: the same secret sealed again is another text.
+    """
+    canonical = json.dumps([kind, without_sealing(fields)], sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -199,7 +203,9 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     )
     _write_choice(session, new.id, host, refusals)
     instance.host = host
-    append_steps(session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host), first_position=0)
+    append_steps(
+        session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host, spec=wire), first_position=0
+    )
     record_event(
         session, "instance.requested", instance_id=instance_id, operation_id=new.id, host=host
     )

@@ -141,6 +141,7 @@ def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
             lease=lease,
             services=engine.services if claim.step.host else None,
             _instance=claim.instance,
+            keyring=engine.keyring,
         )
         try:
             _refuse_if_hopeless(claim)

@@ -1,4 +1,4 @@
-"""Spawn: fetch the image, make the disk, render and define the domain, start it, see it boot."""
+"""Spawn: the image, the disks, the config drive, the domain; start it, see it boot."""
 
 from typing import Any
 
@@ -13,8 +13,11 @@ from models.instance import Instance
 from models.operation import Operation, Step
 from models.queries import view_settled
 from tasks.admission import limit_builds
+from tasks.guest_data import wants_agent_files, wants_drive
 from tasks.next_host import choose_next_host
+from tasks.spawn_steps.agent_files import inject_files
 from tasks.spawn_steps.boot import wait_boot
+from tasks.spawn_steps.config_drive import build_config_drive
 from tasks.spawn_steps.disks import create_disks, remove_disks
 from tasks.spawn_steps.domain import define_domain, remove_domain, render_xml, start_domain
 from tasks.spawn_steps.image import fetch_image
@@ -72,10 +75,12 @@ SPAWN = Workflow(
     steps=(
         StepSpec("fetch_image", On.DST, fetch_image, admit=limit_builds, is_harmless=True),
         StepSpec("create_disks", On.DST, create_disks, undo=remove_disks, intends=True),
+        StepSpec("build_config_drive", On.DST, build_config_drive, wanted_by=wants_drive),
         StepSpec("render_xml", On.DST, render_xml, is_harmless=True),
         StepSpec("define_domain", On.DST, define_domain, undo=remove_domain, intends=True),
         StepSpec("start_domain", On.DST, start_domain),
         StepSpec("wait_boot", On.DST, wait_boot),
+        StepSpec("inject_files", On.DST, inject_files, wanted_by=wants_agent_files),
     ),
     on_success=_succeed,
     on_failure=_fail,

@@ -1,6 +1,6 @@
 """What a workflow is: a list of steps, and what the end of it means for the guest."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,8 @@ class StepSpec:
         cleans_up_only: its undo (or, of a best-effort step, itself) only removes what bears this
             operation's mark, so the guest may go on while it is still owed.
         renews: name of an earlier step whose look is made anew when the outcome is unclear.
+        wanted_by: told the guest's spec as its row has it; False leaves the step out of the plan.
+            None plans it for every guest.
     """
 
     name: str
@@ -82,6 +84,7 @@ class StepSpec:
     is_harmless: bool = False
     cleans_up_only: bool = False
     renews: str | None = None
+    wanted_by: Callable[[Mapping[str, Any]], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +136,22 @@ class Workflow:
         """Names of the steps whose ledger tells whether they have begun to make anything."""
         return frozenset(step.name for step in self.steps if step.intends)
 
-    def plan(self, *, src: str | None, dst: str | None) -> list[PlannedStep]:
-        """Return the steps with the hosts that will do them."""
+    def plan(
+        self, *, src: str | None, dst: str | None, spec: Mapping[str, Any] | None = None
+    ) -> list[PlannedStep]:
+        """Return the steps with the hosts that will do them.
+
+        Args:
+            src: the source host.
+            dst: the destination, or the only host.
+            spec: the guest's, as its row has it; steps that it does not want are left out.
+        """
         hosts = {On.CONTROL: None, On.SRC: src, On.DST: dst}
-        return [PlannedStep(step.name, hosts[step.on]) for step in self.steps]
+        return [
+            PlannedStep(step.name, hosts[step.on])
+            for step in self.steps
+            if step.wanted_by is None or step.wanted_by(spec or {})
+        ]
 
 
 class Workflows:

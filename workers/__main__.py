@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,12 +21,16 @@ cli = typer.Typer(
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def _refuse(wrong: SettingsError) -> NoReturn:
+    typer.echo(f"The settings are wrong:\n{wrong}", err=True)
+    raise typer.Exit(2) from None
+
+
 def _load(node: str, **overrides: Any) -> Settings:
     try:
         settings, _ = load_settings(overrides=overrides)
     except SettingsError as exc:
-        typer.echo(f"The settings are wrong:\n{exc}", err=True)
-        raise typer.Exit(2) from None
+        _refuse(exc)
     configure_logs(settings, node=f"host-{settings.host_name}" if node == "host" else node)
     return settings
 
@@ -46,6 +50,8 @@ def host(
     settings = _load("host", host_name=name)
     try:
         code = HostRole(settings).run()
+    except SettingsError as exc:
+        _refuse(exc)
     except (FencingError, NodeIsTaken) as exc:
         typer.echo(f"This worker refuses to start: {exc}", err=True)
         raise typer.Exit(3) from None
@@ -64,7 +70,12 @@ def control(
     """
     from workers.control import run_control
 
-    raise typer.Exit(run_control(_load("control"), name=name))
+    settings = _load("control")
+    try:
+        code = run_control(settings, name=name)
+    except SettingsError as exc:
+        _refuse(exc)
+    raise typer.Exit(code)
 
 
 @cli.command()
@@ -130,6 +141,45 @@ def sweep() -> None:
 
 
 @cli.command()
+def new_secret_key(
+    path: Annotated[Path, typer.Argument(help="The file of the setting secret_key_file.")],
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Leave a file alone that is there.")
+    ] = False,
+) -> None:
+    """Put a new private key first into a file, and print its public half.
+
+    Example: python -m workers new-secret-key /etc/innkeeper/secret-keys
+    """
+    from workers.secret_keys import add_key
+
+    try:
+        keyring = add_key(path, only_if_missing=if_missing)
+    except (SettingsError, OSError) as exc:
+        typer.echo(f"No key was made: {exc}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(keyring.public_key)
+
+
+@cli.command()
+def secret_keys(
+    path: Annotated[Path, typer.Argument(help="The file of the setting secret_key_file.")],
+) -> None:
+    """List the keys of a file: each one's fingerprint and public half, the newest first.
+
+    Example: python -m workers secret-keys /etc/innkeeper/secret-keys
+    """
+    from workers.secret_keys import load_keyring
+
+    try:
+        keyring = load_keyring(path)
+    except SettingsError as exc:
+        _refuse(exc)
+    for name, public_key in keyring.list_public():
+        typer.echo(f"{name} {public_key}")
+
+
+@cli.command()
 def settings() -> None:
     """Show every setting, its value and where it came from.
 
@@ -138,8 +188,7 @@ def settings() -> None:
     try:
         loaded, origin = load_settings()
     except SettingsError as exc:
-        typer.echo(f"The settings are wrong:\n{exc}", err=True)
-        raise typer.Exit(2) from None
+        _refuse(exc)
     table = Table("setting", "value", "from", "meaning")
     for name, field in Settings.model_fields.items():
         table.add_row(name, str(getattr(loaded, name)), origin[name], field.description or "")

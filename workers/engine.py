@@ -16,6 +16,7 @@ from tasks.engine import Engine
 from tasks.leases import LeaseKeeper
 from tasks.registration import register_tasks
 from workers.app import build_app
+from workers.secret_keys import load_keyring
 from workers.settings import Settings
 
 
@@ -53,6 +54,7 @@ def build_engine(
         bells=Bells(app, database),
         services=services,
         look_again=look_again,
+        keyring=load_keyring(settings.secret_key_file),
     )
     register_everything(app, lambda: engine)
     return app, engine

@@ -122,6 +122,10 @@ class Settings(BaseModel):
             " change users; empty for the worker's own"
         ),
     ] = "nobody"
+    secret_key_file: Annotated[
+        Path | None,
+        Field(description="File of private keys that open sealed secrets; mode 0600"),
+    ] = None
     reserved_memory_mib: Annotated[
         int, Field(ge=0, description="Memory kept for the host itself, MiB")
     ] = 512
@@ -155,7 +159,13 @@ class SettingsError(Exception):
 
 
 # Variables that belong to the client, the lab and the tests.
-FOREIGN = ("INNKEEPER_LAB_", "INNKEEPER_CRASH_", "INNKEEPER_FLOWER_URL", "INNKEEPER_TEST_")
+FOREIGN = (
+    "INNKEEPER_LAB_",
+    "INNKEEPER_CRASH_",
+    "INNKEEPER_FLOWER_URL",
+    "INNKEEPER_PUBLIC_KEY",
+    "INNKEEPER_TEST_",
+)
 
 
 def load_settings(

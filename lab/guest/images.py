@@ -79,6 +79,7 @@ def _guest_key(kernel: Kernel) -> str:
         [
             *sorted(Path(__file__).parent.glob("*.py")),
             initramfs.INIT,
+            initramfs.FLATTEN,
             initramfs.DIRTY_SOURCE,
             initramfs.BUSYBOX,
             initramfs.AGENT,

@@ -12,6 +12,7 @@ from lab.guest.cpio import Entry, archive
 from lab.guest.kernel import MODULES, Kernel
 
 INIT = Path(__file__).with_name("init")
+FLATTEN = Path(__file__).with_name("flatten.awk")
 DIRTY_SOURCE = Path(__file__).with_name("dirty.c")
 BUSYBOX = Path("/bin/busybox")
 AGENT = Path("/usr/sbin/qemu-ga")
@@ -51,8 +52,11 @@ def build(kernel: Kernel) -> bytes:
         "bin/sh": Entry.link("busybox"),
         "bin/qemu-ga": Entry.program(AGENT.read_bytes()),
         "bin/dirty": Entry.program(_compile(DIRTY_SOURCE)),
-        "etc/passwd": Entry.program(b"root::0:0:root:/:/bin/sh\n"),
-        "etc/group": Entry.program(b"root:x:0:\n"),
+        "flatten.awk": Entry.program(FLATTEN.read_bytes()),
+        "etc/passwd": Entry.program(
+            b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/:/bin/sh\n"
+        ),
+        "etc/group": Entry.program(b"root:x:0:\nwww-data:x:33:\n"),
     }
     for path, text in _SCRIPTS.items():
         entries[path] = Entry.program(text.encode())

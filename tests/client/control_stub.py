@@ -23,9 +23,11 @@ from typing import Any, TypeVar
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore
+from nacl.public import PrivateKey
 
 from innkeeper import contract
 from innkeeper.errors import Cancelled, GuestDied, NoHostFits, NotFound
+from innkeeper.sealing import encode_public_key
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +41,7 @@ class Control:
         self.received: list[tuple[str, str, dict[str, Any]]] = []
         self.operations: dict[str, dict[str, Any]] = {}
         self.lost = 0
+        self.secret_key = PrivateKey.generate()
         self.looks: Counter[str] = Counter()
         self.app = Celery("control", broker=broker_url, backend=result_url, set_as_current=False)
         self.app.conf.update(
@@ -199,6 +202,10 @@ class Control:
             self.view(operation_id)
             self.operations[operation_id]["cancelled"] = True
             return self.view(operation_id)
+
+        @self._task(contract.SYSTEM_PUBLIC_KEY)
+        def public_key() -> Any:
+            return {"public_key": encode_public_key(bytes(self.secret_key.public_key))}
 
         @self._task(contract.INSTANCE_SHOW)
         def instance(instance: str) -> Any:

@@ -8,13 +8,13 @@ from pathlib import Path
 import innkeeper
 
 SOURCES = Path(innkeeper.__path__[0])
-ALLOWED = {"celery", "kombu", "redis", "pydantic", "innkeeper"}
+ALLOWED = {"celery", "kombu", "redis", "pydantic", "innkeeper", "nacl"}
 
 
 def test_importing_loads_neither_terminal_nor_database_nor_libvirt() -> None:
     program = (
         "import innkeeper, sys;"
-        "heavy = {'typer', 'rich', 'sqlalchemy', 'libvirt', 'psycopg', 'structlog', 'flower'};"
+        "heavy = {'typer', 'rich', 'sqlalchemy', 'libvirt', 'psycopg', 'structlog', 'nacl'};"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
     )
 

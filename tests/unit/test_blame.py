@@ -9,14 +9,16 @@ from tasks.blame import BLAME, Blame, is_fault_of_host, list_tried
 
 EXPECTED = {
     Blame.HOST: "host_unsuitable hypervisor_busy hypervisor_error hypervisor_refused "
-    "hypervisor_unavailable network_not_ready precheck_failed start_failed start_interrupted",
+    "hypervisor_unavailable network_not_ready precheck_failed secret_unreadable start_failed "
+    "start_interrupted",
     Blame.IMAGE: "backing_file digest_mismatch external_data_file fetch_failed format_mismatch "
     "image_error image_too_large malformed_image not_an_image source_refused truncated_image "
     "source_lost unsafe_image unsupported_image_feature",
     Blame.USER: "already_exists busy capacity_error conflict define_rejected invalid_request "
     "no_host_fits not_found request_error state_conflict",
-    Blame.GUEST: "agent_unresponsive boot_loop boot_timeout cloud_init_failed guest_died "
-    "guest_error migration_aborted migration_error migration_timeout stop_timeout",
+    Blame.GUEST: "agent_unresponsive boot_loop boot_timeout cloud_init_failed "
+    "file_injection_failed guest_died guest_error migration_aborted migration_error "
+    "migration_timeout stop_timeout",
     Blame.NOBODY: "attempts_exhausted broker_unavailable cancelled deadline_exceeded "
     "domain_not_found fencing_error innkeeper_error internal_error interrupted lease_lost "
     "outcome_unknown service_error stale_domain wait_timeout",

@@ -22,6 +22,7 @@ from innkeeper.errors import (
     ExternalDataFile,
     FencingError,
     FetchFailed,
+    FileInjectionFailed,
     FormatMismatch,
     GuestDied,
     GuestError,
@@ -48,6 +49,7 @@ from innkeeper.errors import (
     OutcomeUnknown,
     PrecheckFailed,
     RequestError,
+    SecretUnreadable,
     ServiceError,
     SourceLost,
     SourceRefused,
@@ -62,6 +64,7 @@ from innkeeper.errors import (
     WaitTimeout,
 )
 from innkeeper.operation import Operation
+from innkeeper.sealing import seal
 from innkeeper.states import (
     BootStage,
     Effect,
@@ -106,6 +109,7 @@ __all__ = [
     "ExternalDataFile",
     "FencingError",
     "FetchFailed",
+    "FileInjectionFailed",
     "FormatMismatch",
     "GuestDied",
     "GuestError",
@@ -146,6 +150,7 @@ __all__ = [
     "Progress",
     "RebootPolicy",
     "RequestError",
+    "SecretUnreadable",
     "ServiceError",
     "SourceLost",
     "SourceRefused",
@@ -162,4 +167,5 @@ __all__ = [
     "UnsafeImage",
     "UnsupportedImageFeature",
     "WaitTimeout",
+    "seal",
 ]

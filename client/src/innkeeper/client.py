@@ -16,7 +16,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from innkeeper import contract, diagnosis, requests
+from innkeeper import contract, diagnosis, requests, sealing
 from innkeeper.diagnosis import Part
 from innkeeper.errors import InvalidRequest
 from innkeeper.operation import Operation
@@ -48,6 +48,8 @@ class Innkeeper:
         result_url: Redis for outcomes; by default ``INNKEEPER_RESULT_URL``.
         requested_by: who asks, for the record; by default user@host.
         timeout_s: how long one question may take.
+        public_key: the workers' key, to which secrets are sealed; by default
+            ``INNKEEPER_PUBLIC_KEY``, and without that the one the workers tell.
 
     Raises:
         InvalidRequest: when an address is missing.
@@ -60,8 +62,10 @@ class Innkeeper:
         *,
         requested_by: str | None = None,
         timeout_s: float = 5,
+        public_key: str | None = None,
     ) -> None:
         self.requested_by = requested_by or _whoami()
+        self._public_key = public_key or os.environ.get("INNKEEPER_PUBLIC_KEY") or None
         self._transport = Transport(
             _address(broker_url, "INNKEEPER_BROKER_URL"),
             _address(result_url, "INNKEEPER_RESULT_URL"),
@@ -255,6 +259,29 @@ class Innkeeper:
             kwargs["instance"] = requests.instance_reference(instance)
         answer = self._transport.ask(contract.OPERATION_LIST, kwargs)
         return [OperationView.model_validate(each) for each in answer]
+
+    def public_key(self) -> str:
+        """Return the key to which secrets are sealed: the pinned one, or the workers' answer.
+
+        An answer that comes over the broker is as trustworthy as the broker: who can write there
+        could answer with a key of his own, and read what is sealed to it.
+
+        Raises:
+            NotFound: no key is pinned, and the control worker has none.
+        """
+        if self._public_key is None:
+            answer = self._transport.ask(contract.SYSTEM_PUBLIC_KEY, {})
+            self._public_key = str(answer["public_key"])
+        return self._public_key
+
+    def seal(self, plaintext: bytes | str) -> str:
+        """Encrypt a secret to the workers' key; see ``innkeeper.seal``.
+
+        Raises:
+            InvalidRequest: the key is none, or PyNaCl is not installed.
+            NotFound: there is no key.
+        """
+        return sealing.seal(self.public_key(), plaintext)
 
     def check(self) -> list[Part]:
         """Try every part of Innkeeper; raises nothing, see ``Part``."""

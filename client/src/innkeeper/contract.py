@@ -44,6 +44,7 @@ OPERATION_SHOW: Final = "innkeeper.operation.show"
 OPERATION_LIST: Final = "innkeeper.operation.list"
 OPERATION_CANCEL: Final = "innkeeper.operation.cancel"
 SYSTEM_CHECK: Final = "innkeeper.system.check"
+SYSTEM_PUBLIC_KEY: Final = "innkeeper.system.public_key"
 
 QUERY_TASKS: Final = frozenset(
     {
@@ -57,6 +58,7 @@ QUERY_TASKS: Final = frozenset(
         OPERATION_LIST,
         OPERATION_CANCEL,
         SYSTEM_CHECK,
+        SYSTEM_PUBLIC_KEY,
     }
 )
 

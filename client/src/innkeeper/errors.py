@@ -3,7 +3,8 @@
     InnkeeperError
     ├─ RequestError            the caller must change something
     │  ├─ InvalidRequest  ├─ NotFound  ├─ AlreadyExists
-    │  └─ Conflict        ├─ StateConflict  └─ Busy
+    │  ├─ Conflict        ├─ StateConflict  └─ Busy
+    │  └─ SecretUnreadable
     ├─ CapacityError           ├─ NoHostFits ├─ HostUnsuitable └─ NetworkNotReady
     ├─ PrecheckFailed          all failed checks of a migration at once
     ├─ ImageError              ├─ FetchFailed (SourceRefused) ├─ DigestMismatch
@@ -12,7 +13,8 @@
     │                          ├─ FormatMismatch (NotAnImage) ├─ ImageTooLarge └─ SourceLost
     ├─ GuestError              ├─ DefineRejected ├─ StartFailed ├─ BootTimeout
     │                          ├─ StartInterrupted ├─ GuestDied (BootLoop)
-    │                          ├─ CloudInitFailed ├─ AgentUnresponsive └─ StopTimeout
+    │                          ├─ CloudInitFailed ├─ AgentUnresponsive
+    │                          ├─ FileInjectionFailed └─ StopTimeout
     ├─ MigrationError          ├─ MigrationAborted ├─ MigrationTimeout └─ OutcomeUnknown
     ├─ HypervisorError         ├─ HypervisorUnavailable └─ HypervisorRefused
     ├─ Interrupted             ├─ Cancelled ├─ DeadlineExceeded └─ AttemptsExhausted
@@ -171,6 +173,13 @@ class Busy(Conflict):
 
     code = "busy"
     default_hint = "Wait for that operation, or cancel it: innkeeper cancel OPERATION."
+
+
+class SecretUnreadable(RequestError):
+    """A sealed text cannot be opened with the keys that are there. Details: ``path``, ``keys``."""
+
+    code = "secret_unreadable"
+    default_hint = "Ask for the workers' key again (innkeeper public-key) and seal the secret anew."
 
 
 class CapacityError(InnkeeperError):
@@ -416,6 +425,13 @@ class StopTimeout(GuestError):
     code = "stop_timeout"
     default_effect = Effect.NOT_STARTED
     default_hint = "Ask again with force."
+
+
+class FileInjectionFailed(GuestError):
+    """A file could not be written through the guest agent. Details: ``path``, ``reason``."""
+
+    code = "file_injection_failed"
+    default_hint = "Check the file's path and owner, and that the agent may write files and run."
 
 
 class MigrationError(InnkeeperError):

@@ -11,6 +11,7 @@ from innkeeper import contract
 from innkeeper.addresses import show_address
 from innkeeper.errors import InvalidRequest
 from innkeeper.messages import Name, Request
+from innkeeper.sealing import without_sealing
 from innkeeper.types import (
     InstanceSpec,
     MigrationPolicy,
@@ -174,7 +175,7 @@ def _message(task: str, kwargs: dict[str, Any], shown_as: str, asker: Asker) -> 
         # Without a key every call has an id of its own.
         "call": None if key is None else uuid4().hex,
     }
-    operation_id = contract.operation_id_for(key, task, kwargs)
+    operation_id = contract.operation_id_for(key, task, without_sealing(kwargs))
     kwargs = kwargs | {name: value for name, value in common.items() if value is not None}
     return Message(task, operation_id, kwargs, shown_as)
 

@@ -5,7 +5,7 @@ The cases are derived from the workflows. A new step, a new verb or a new moment
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tasks.catalogue import WORKFLOWS
@@ -47,6 +47,10 @@ FAILED = frozenset({"failed"})
 
 VARIANTS = {"live_migrate": ("live_migrate[block]", "live_migrate[shared]")}
 """Kinds of operations that take different ways on different pools, and what those are called."""
+
+FILES = "spawn[files]"
+FILES_STEP = "inject_files"
+"""A spawn whose guest is waited for until its agent writes files: only for the step that does."""
 
 POOLS = {"live_migrate[shared]": "shared"}
 
@@ -105,14 +109,24 @@ def all_cases() -> list[Case]:
     """Return the whole matrix; those that need a second control worker stand last."""
     workflows = {workflow.kind: workflow for workflow in WORKFLOWS}
     points = [point for point in all_points() if point.name not in UNREACHABLE]
-    labelled = [(label, p) for p in points for label in VARIANTS.get(p.kind, (p.kind,))]
+    labelled = [(label, point) for point in points for label in _list_labels(point)]
     cases: list[Case] = []
     for victim in Victim:
         for label, point in labelled:
-            cases += _cases_at(label, point, victim, workflows.get(point.kind))
+            workflow = workflows.get(point.kind)
+            if label == "spawn" and workflow is not None:
+                steps = tuple(step for step in workflow.steps if step.name != FILES_STEP)
+                workflow = replace(workflow, steps=steps)
+            cases += _cases_at(label, point, victim, workflow)
     # A stable sort: cases of one kind share a guest, so they stand together.
     order = list(dict.fromkeys(label for label, _ in labelled))
     return sorted(cases, key=lambda case: (case.plot is Plot.ALONE, order.index(case.label)))
+
+
+def _list_labels(point: CrashPoint) -> tuple[str, ...]:
+    if point.kind == "spawn" and point.step == FILES_STEP:
+        return (FILES,)
+    return VARIANTS.get(point.kind, (point.kind,))
 
 
 def fast_slice(cases: Sequence[Case]) -> list[Case]:

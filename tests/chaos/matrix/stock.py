@@ -10,7 +10,7 @@ import psycopg
 
 from innkeeper.errors import InnkeeperError
 from tests.chaos.asking import Ask
-from tests.chaos.matrix.cases import Case
+from tests.chaos.matrix.cases import FILES, Case
 from tests.chaos.stage import Stage
 from tests.virt.instant_sources import InstantSources
 
@@ -65,7 +65,7 @@ class Stock:
         if case.kind == "spawn":
             self.forget(self._names.get("spawn"))
             name = self._take_name("spawn")
-            fields = {**self._stage.boot_guest(), **CARD, "host": a, "pool": case.pool}
+            fields = {**self._told_guest(case), **CARD, "host": a, "pool": case.pool}
             return Cast(Ask("spawn", name, fields), None, a, a)
         if case.kind == "hydrate":
             self.forget(self._names.get("hydrate"))
@@ -79,6 +79,13 @@ class Stock:
             return Cast(Ask("live_migrate", row["name"], {"dst": dst}), row["id"], src, dst)
         fields = VERBS_WITH_FORCE.get(case.kind, {})
         return Cast(Ask(case.kind, row["name"], fields), row["id"], src, src)
+
+    def _told_guest(self, case: Case) -> dict[str, Any]:
+        """Return the fields of a guest that wants every step of its case's plan."""
+        if case.label == FILES:
+            file = {"path": "/run/told", "content": "", "via": "agent"}
+            return {**self._stage.linux_guest(), "data": {"drive": "config-2", "files": [file]}}
+        return {**self._stage.boot_guest(), "data": {"drive": "config-2"}}
 
     def forget(self, name: str | None) -> None:
         """Use a guest no more; it is deleted if that is possible."""
