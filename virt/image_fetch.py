@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from innkeeper.addresses import show_address
-from innkeeper.errors import ImageError
+from innkeeper.errors import DigestMismatch, ImageError
 from innkeeper.remote_source import parse_remote_source
 from virt.image_digests import require_digest
 from virt.image_http import HttpSource, Patience, http_client
@@ -94,8 +94,15 @@ class Fetch:
         with self._source(self.wanted.url) as source:
             transfer = self._transfer(source)
             fetched = transfer.run(known=known)
-        if not fetched.is_unchanged:
-            self._verify(fetched, transfer)
+            try:
+                self._verify(fetched, transfer)
+            except DigestMismatch:
+                if not fetched.was_resumed:
+                    raise
+                # What an earlier attempt left may have suffered, or be of another version.
+                log.warning("a continued transfer has the wrong digest; it begins anew")
+                fetched = transfer.run()
+                self._verify(fetched, transfer)
         return fetched
 
     def _find_at(self, peer: str) -> Fetched | None:
@@ -145,6 +152,8 @@ class Fetch:
         return StreamJudge(self.wanted.format, self.wanted.max_virtual_size_bytes)
 
     def _verify(self, fetched: Fetched, transfer: Transfer) -> None:
+        if fetched.is_unchanged:
+            return
         shown = show_address(transfer.url)
         try:
             for name in ("sha256", "sha512"):

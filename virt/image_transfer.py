@@ -11,7 +11,7 @@ import structlog
 import tenacity
 
 from innkeeper.addresses import show_address
-from innkeeper.errors import FetchFailed, ImageTooLarge, InnkeeperError, SourceRefused
+from innkeeper.errors import FetchFailed, ImageError, ImageTooLarge, InnkeeperError, SourceRefused
 from virt.image_digests import Digests
 from virt.image_source import (
     CHUNK_BYTES,
@@ -44,6 +44,7 @@ class Fetched:
         virtual_size_bytes: of the disk, as judged while it streamed.
         validator: which version of the object it was.
         is_unchanged: the source still has the version that was known; there is no file.
+        was_resumed: its beginning is of an earlier attempt.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Fetched:
     virtual_size_bytes: int = 0
     validator: str = ""
     is_unchanged: bool = False
+    was_resumed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,12 @@ class Transfer:
             judge.expect(delivery.total_bytes)
         self._note().write_text(json.dumps({"validator": delivery.validator}))
         with self.partial.open("r+b" if delivery.offset_bytes else "w+b") as file:
-            self._read_again(file, delivery.offset_bytes, judge, digests)
+            try:
+                self._read_again(file, delivery.offset_bytes, judge, digests)
+            except ImageError as error:
+                # It passed before: the file has suffered, or the limit is another now.
+                self.forget()
+                raise TransferBroken(f"what there was is of no use: {error}") from error
             size_bytes = self._store(delivery, file, judge, digests)
         self._note().unlink(missing_ok=True)
         return Fetched(
@@ -157,6 +164,7 @@ class Transfer:
             sha512=digests.sha512,
             virtual_size_bytes=judge.virtual_size_bytes or size_bytes,
             validator=delivery.validator,
+            was_resumed=delivery.offset_bytes > 0,
         )
 
     def _read_again(self, file: BinaryIO, end: int, judge: Judge, digests: Digests) -> None:

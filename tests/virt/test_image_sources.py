@@ -324,6 +324,21 @@ def test_a_transfer_killed_at_its_last_byte_is_finished(
     assert server.sent_bytes == 1
 
 
+@pytest.mark.parametrize("offset", [0, 300_000])
+def test_what_was_left_and_has_suffered_is_fetched_anew(
+    offset: int, cache: ImageCache, server: Server, image: bytes
+) -> None:
+    server.files["/a"] = image
+    digest, partial = sha256(image), cache.root / ".partial" / sha256(image)
+    left = bytearray(image[:400_000])
+    left[offset] ^= 0xFF
+    partial.write_bytes(left)
+    tag = hashlib.md5(image).hexdigest()
+    partial.with_name(f"{digest}.json").write_text(f'{{"validator": "\\"{tag}\\""}}')
+    assert cache.ensure(server.url("/a"), digest, "qcow2").path.read_bytes() == image
+    assert len(server.requests) == 2
+
+
 def test_a_peer_is_asked_first(
     cache: ImageCache, server: Server, make_server: Callable[[], Server], image: bytes
 ) -> None:
