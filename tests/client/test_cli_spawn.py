@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from control_stub import Control
+from nacl.public import PrivateKey, SealedBox
 from private_redis import PrivateRedis
 
 from innkeeper.cli.app import run
 from innkeeper.cli.spawn import FLAG_OF
+from innkeeper.guest_parts import SEALED_PREFIX
+from innkeeper.sealing import encode_public_key
 from innkeeper.types import InstanceSpec
 
 Ran = tuple[int, str, str]
@@ -174,6 +178,53 @@ def test_a_file_through_the_agent_needs_no_drive(sent: Sent, tmp_path: Path) -> 
     assert "drive" not in told
     chosen = sent("vm-4", "--image", "/i", "--drive", "nocloud")["data"]
     assert chosen == {"drive": "nocloud"}
+
+
+def test_secrets_come_from_files_and_are_sealed(
+    sent: Sent, innkeeper: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = PrivateKey.generate()
+    monkeypatch.setenv("INNKEEPER_PUBLIC_KEY", encode_public_key(bytes(private.public_key)))
+    password, motd, user_data = (tmp_path / name for name in ("password", "motd", "user-data"))
+    password.write_text("pass word\n")
+    motd.write_bytes(b"hello")
+    user_data.write_text("#!/bin/sh\n")
+
+    def opened(sealed: str) -> bytes:
+        assert sealed.startswith(SEALED_PREFIX)
+        return SealedBox(private).decrypt(base64.b64decode(sealed.removeprefix(SEALED_PREFIX)))
+
+    told = sent(
+        *("vm-5", "--image", "/i.qcow2", "--admin-password-file", str(password), "--seal"),
+        *("--file", f"/etc/motd={motd}", "--user-data", str(user_data)),
+    )["data"]
+    assert told["drive"] == "config-2"
+    assert opened(told["admin_password"]) == b"pass word"
+    assert opened(told["files"][0]["content"]) == b"hello"
+    assert opened(told["user_data"]) == b"#!/bin/sh\n"
+
+    password.write_text("one\ntwo\n")
+    code, out, err = innkeeper(*GOOD, "--admin-password-file", str(password))
+    assert code == 2
+    assert "--admin-password-file" in err
+    assert "one" not in (out + err).replace("one line", "")
+    code, _, err = innkeeper(*GOOD, "--admin-password-file", "x", "--ask-admin-password")
+    assert (code, "exclude each other" in err) == (2, True)
+
+
+def test_the_password_is_asked_for_unseen(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    private = PrivateKey.generate()
+    monkeypatch.setenv("INNKEEPER_PUBLIC_KEY", encode_public_key(bytes(private.public_key)))
+    asked: list[dict[str, Any]] = []
+
+    def prompt(_: str, **how: Any) -> str:
+        asked.append(how)
+        return "secret"
+
+    monkeypatch.setattr(typer, "prompt", prompt)
+    told = sent("vm-6", "--image", "/i.qcow2", "--ask-admin-password")["data"]
+    assert told["admin_password"].startswith(SEALED_PREFIX)
+    assert [how["hide_input"] for how in asked] == [True]
 
 
 SPEC_TOML = """

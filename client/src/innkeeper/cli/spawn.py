@@ -66,6 +66,7 @@ FLAG_OF = {
     "data.user_data": "--user-data",
     "data.ssh_keys": "--ssh-key",
     "data.files": "--file",
+    "data.admin_password": "--admin-password-file",
     "wait": "--wait",
     "boot_timeout_s": "--boot-timeout-s",
     "host": "--host",
@@ -191,6 +192,23 @@ def spawn(
             "PATH=FILE[,KEY=…]",
         ),
     ] = None,
+    seal: Annotated[
+        bool,
+        typer.Option(
+            "--seal",
+            help="Encrypt user data and files, so that only workers can read them.",
+            rich_help_panel=TOLD,
+        ),
+    ] = False,
+    admin_password_file: Annotated[
+        Path | None, _option(TOLD, "A file with the administrator's password; sent sealed.", "FILE")
+    ] = None,
+    ask_admin_password: Annotated[
+        bool,
+        typer.Option(
+            "--ask-admin-password", help="Ask for it here; sent sealed.", rich_help_panel=TOLD
+        ),
+    ] = False,
     host: Annotated[str | None, _option(PLACE, "The host. Default: the best one.")] = None,
     group: Annotated[
         str | None,
@@ -259,8 +277,13 @@ def spawn(
         told = _given(
             drive=drive,
             ssh_keys=flags.read_ssh_keys(ssh_key) if ssh_key else None,
-            user_data=flags.read_user_data(user_data, None) if user_data else None,
-            files=[flags.read_file(each, None) for each in file] if file else None,
+            user_data=flags.read_user_data(user_data, inn.seal if seal else None)
+            if user_data
+            else None,
+            files=[flags.read_file(each, inn.seal if seal else None) for each in file]
+            if file
+            else None,
+            admin_password=_admin_password(inn, admin_password_file, ask=ask_admin_password),
         )
         fields = flags.overlaid(base, {**given, **_given(data=told)})
         _add_drive(fields)
@@ -276,6 +299,17 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 def _absolute(image: str | None) -> str | None:
     return image if image is None or "://" in image else str(Path(image).absolute())
+
+
+def _admin_password(inn: Innkeeper, path: Path | None, *, ask: bool) -> str | None:
+    if path is not None and ask:
+        raise flags.wrong("--ask-admin-password", "and --admin-password-file exclude each other")
+    if path is not None:
+        return inn.seal(flags.read_secret(path, "--admin-password-file"))
+    if ask:
+        prompt = "The administrator's password"
+        return inn.seal(typer.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True))
+    return None
 
 
 def _add_drive(fields: dict[str, Any]) -> None:
