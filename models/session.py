@@ -18,16 +18,26 @@ LOCK_TIMEOUT_MS = 10_000
 def is_retryable(exc: BaseException) -> bool:
     """True when the transaction did not happen and may be run again.
 
-    Lost connections, serialization failures (40001), deadlocks (40P01) and a server that is
-    starting or stopping (57P0x). A lost connection during COMMIT is ambiguous: callers therefore
-    only run statements whose repetition is harmless.
+    Lost connections, serialization failures (40001), deadlocks (40P01), a lock that was not free in
+    time (55P03) and a server that is starting or stopping (57P0x). A lost connection during COMMIT
+    is ambiguous: callers therefore only run statements whose repetition is harmless.
     """
     if not isinstance(exc, DBAPIError):
         return False
     state = getattr(exc.orig, "sqlstate", None)
     if exc.connection_invalidated or (isinstance(exc, OperationalError) and state is None):
         return True
-    return state in {"40001", "40P01", "57P01", "57P02", "57P03", "08006", "08001", "08003"}
+    return state in {
+        "40001",
+        "40P01",
+        "55P03",
+        "57P01",
+        "57P02",
+        "57P03",
+        "08006",
+        "08001",
+        "08003",
+    }
 
 
 class Database:

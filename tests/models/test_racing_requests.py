@@ -19,7 +19,7 @@ from tests.models.asking import ask_spawn
 from tests.models.rows import add_host
 
 HOSTS = ("hv-a", "hv-b", "hv-c")
-PROCESSES, THREADS = 4, 8
+PROCESSES, THREADS = 4, 4
 APART = {"name": "apart", "policy": "anti_affinity"}
 TOGETHER = {"name": "together", "policy": "affinity"}
 
