@@ -25,7 +25,7 @@ from sqlalchemy import CheckConstraint, Table, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 
 import models.schema  # noqa: F401 (imports every module that defines a table)
-from innkeeper import guest_parts, types
+from innkeeper import guest_parts, image_types, types
 from innkeeper.cli.app import app as cli
 from innkeeper.contract import QUERY_TASKS, REQUEST_TASKS
 from innkeeper.errors import InnkeeperError, catalogue
@@ -55,6 +55,7 @@ REQUEST_TYPES: tuple[type[BaseModel], ...] = (
     types.MigrationPolicy,
     types.StopPolicy,
     types.RebootPolicy,
+    image_types.PrewarmSpec,
 )
 
 
@@ -267,6 +268,7 @@ def tasks_page() -> str:
                 "`instance`, `policy`: [RebootPolicy](requests.md#rebootpolicy)",
             ),
             ("`innkeeper.instance.start`, `innkeeper.instance.delete`", "`instance`"),
+            ("`innkeeper.image.prewarm`", "`spec`: [PrewarmSpec](requests.md#prewarmspec)"),
         ],
     )
     parts = [
@@ -301,11 +303,20 @@ def option_rows(command: Any) -> Iterator[tuple[str, str, str]]:
         yield name, takes, f"{each.help or ''}{needed}"
 
 
+def walk_commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command with its full name, those of groups too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from walk_commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
 def cli_page() -> str:
     """Return the commands of ``innkeeper``."""
     group: Any = typer.main.get_command(cli)
     parts = []
-    for name, command in group.commands.items():
+    for name, command in walk_commands(group):
         example = (command.epilog or "").removeprefix("Example: ")
         parts += [f"## innkeeper {name}", command.help.strip(), f"```\n{example}\n```"]
         parts.append(table(("Argument or option", "Takes", "Meaning"), option_rows(command)))

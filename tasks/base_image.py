@@ -3,14 +3,12 @@
 import time
 from collections.abc import Callable
 
-from sqlalchemy import func
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from models.image import CachedImage as CachedImageRow
-from models.image import Image
+from models.image_place import ImagePlace
 from models.remote_disks import Wanted
 from tasks.context import Pool, StepContext
+from tasks.image_holding import Origin, hold_image, record_held
 from virt.images import CachedImage
 
 LONGEST_PAUSE_S = 1.0
@@ -56,7 +54,7 @@ def fetch_base(
     *,
     check: Callable[[], None],
 ) -> CachedImage:
-    """Bring a raw image into the cache, its digest verified.
+    """Bring a raw image into the cache, its digest verified, and hold it for the operation.
 
     Args:
         context: the step; its progress is shown.
@@ -80,38 +78,15 @@ def fetch_base(
         )
         pace.keep(done_bytes)
 
-    return pool.images.ensure(
-        wanted.url,
-        wanted.sha256,
-        "raw",
-        sha512=wanted.sha512,
-        on_progress=show,
-        check=check,
-    )
+    return hold_image(context, pool, _origin(wanted), "raw", on_progress=show, check=check)
 
 
 def record_base(session: Session, image: CachedImage, wanted: Wanted) -> None:
     """Write that an image is in a host's cache."""
-    session.execute(
-        upsert(Image)
-        .values(
-            sha256=image.digest,
-            sha512=wanted.sha512,
-            format=image.format,
-            size_bytes=image.size_bytes,
-            virtual_size_bytes=image.virtual_size_bytes,
-            source=wanted.url,
-        )
-        .on_conflict_do_update(
-            index_elements=["sha256"],
-            set_={"sha512": func.coalesce(Image.sha512, wanted.sha512)},
-        )
-    )
-    session.execute(
-        upsert(CachedImageRow)
-        .values(host=wanted.host, pool=wanted.pool, sha256=image.digest, path=str(image.path))
-        .on_conflict_do_update(
-            index_elements=["host", "pool", "sha256"],
-            set_={"last_used_at": func.clock_timestamp(), "path": str(image.path)},
-        )
-    )
+    # Whether others see the pool too makes no difference to a row.
+    place = ImagePlace(wanted.host, wanted.pool, is_shared=False)
+    record_held(session, place, image, _origin(wanted))
+
+
+def _origin(wanted: Wanted) -> Origin:
+    return Origin(url=wanted.url, sha256=wanted.sha256, sha512=wanted.sha512)

@@ -64,7 +64,7 @@ def list_rings(session: Session, operation_id: UUID) -> list[Ring]:
             step=step.name,
             host=step.host,
             is_undo=is_undo,
-            summary=f"{name or operation.instance_id}"
+            summary=f"{name or operation.instance_id or operation.kind}"
             + (f" on {step.host}" if step.host else "")
             + (f" ({operation.src_host} → {operation.dst_host})" if operation.src_host else ""),
         )

@@ -5,7 +5,8 @@ from tasks.hydrate import HYDRATE
 from tasks.live_migrate import LIVE_MIGRATE
 from tasks.power_verbs import REBOOT, START, STOP
 from tasks.prefetch import PREFETCH
+from tasks.prewarm import PREWARM
 from tasks.spawn import SPAWN
 from tasks.workflow import Workflows
 
-WORKFLOWS = Workflows(SPAWN, LIVE_MIGRATE, START, STOP, REBOOT, DELETE, HYDRATE, PREFETCH)
+WORKFLOWS = Workflows(SPAWN, LIVE_MIGRATE, START, STOP, REBOOT, DELETE, HYDRATE, PREFETCH, PREWARM)

@@ -19,6 +19,7 @@ from models.remote_disks import list_hosts_with_remote_disks
 from tasks.catalogue import WORKFLOWS
 from tasks.engine import Engine
 from tasks.hydration import look_after_guests
+from tasks.image_chores import register_image_chores
 from tasks.power_sync import RequestVerb, sync_host
 from tasks.sweeper import sweep_once
 from tasks.workflow import queue_for
@@ -107,6 +108,7 @@ def register_chores(app: Celery, engine: Callable[[], Engine]) -> None:
         app.task(
             name=name, ignore_result=True, shared=False, send_events=False, throws=(InnkeeperError,)
         )(body)
+    register_image_chores(app, engine)
 
 
 def sync_this_host(engine: Engine, request_verb: RequestVerb) -> dict[str, int]:

@@ -12,6 +12,7 @@ import structlog
 from innkeeper.errors import Cancelled, DeadlineExceeded, HostUnsuitable, LeaseLost
 from innkeeper.remote_source import RemoteSource
 from models import ledger
+from models.image_place import ImagePlace
 from models.instance import Instance
 from models.ledger import ClaimedStep
 from models.operation import Operation
@@ -19,9 +20,11 @@ from models.operations import commit_unless_cancelled, write_progress
 from models.session import Database
 from tasks.crashpoints import crash_point
 from tasks.guest_abi import GuestDefaults
+from tasks.image_policy import CacheLimits
 from tasks.keyring import Keyring
 from tasks.leases import HeldLease
 from virt.hypervisor import Hypervisor
+from virt.image_scrub import Scrubber
 from virt.images import ImageCache
 
 PROGRESS_INTERVAL_S = 0.5
@@ -45,6 +48,10 @@ class Pool:
     trusted_coherent: bool
     images: ImageCache
 
+    def place_on(self, host: str) -> ImagePlace:
+        """Which image cache this is, in the records."""
+        return ImagePlace(host, self.name, self.shared)
+
     def instance_dir(self, instance_id: UUID) -> Path:
         """Directory of a guest's files."""
         return self.path / "instances" / str(instance_id)
@@ -67,7 +74,14 @@ class RemotePolicy:
 
 @dataclass(frozen=True, slots=True)
 class HostServices:
-    """The parts of one hypervisor that its steps use."""
+    """The parts of one hypervisor that its steps use.
+
+    Args:
+        image_limits: what each pool's image cache may take.
+        scrubber: hashes cached images, slowly.
+        scrub_interval_s: how often each of them.
+        scrub_slice_s: how long at a time.
+    """
 
     name: str
     hypervisor: Hypervisor
@@ -78,6 +92,10 @@ class HostServices:
     domain_type: Literal["qemu", "kvm"]
     guest_defaults: GuestDefaults
     remote: RemotePolicy = field(default_factory=RemotePolicy)
+    image_limits: CacheLimits = field(default_factory=CacheLimits)
+    scrubber: Scrubber = field(default_factory=lambda: Scrubber(0))
+    scrub_interval_s: float = 604_800.0
+    scrub_slice_s: float = 10.0
 
     def console_path(self, instance_id: UUID) -> Path:
         """Where the guest's serial console is logged."""

@@ -4,18 +4,15 @@ The digests stand in the facts of the guest's root disk, because a spec need not
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from sqlalchemy import func
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from innkeeper.addresses import show_address
 from innkeeper.types import InstanceSpec
 from models.disk import Disk
-from models.image import CachedImage, Image
 from tasks.context import Pool, StepContext
+from tasks.image_holding import Origin, hold_blob, record_held
 from virt.domain_xml import KernelSpec
 
 MAX_BYTES = 1 << 30
@@ -46,15 +43,17 @@ def fetch_direct_boot(
     if spec.ramdisk is not None:
         wanted.append((RAMDISK, spec.ramdisk, spec.ramdisk_sha256))
     for name, address, sha256 in wanted:
-        blob = context.pool.images.ensure_blob(
-            address,
-            known.get(name) or sha256,
+        origin = Origin(url=address, sha256=known.get(name) or sha256)
+        blob = hold_blob(
+            context,
+            context.pool,
+            origin,
             max_bytes=MAX_BYTES,
             on_progress=_show(context, name.removesuffix("_sha256")),
-            check=context.checkpoint,
         )
         digests[name] = blob.digest
-        records.append(_record(context, blob.digest, blob.path, blob.size_bytes, address))
+        place = context.pool.place_on(context.host.name)
+        records.append(partial(record_held, place=place, held=blob, origin=origin))
 
     def record(session: Session) -> None:
         for write in records:
@@ -81,24 +80,3 @@ def _show(context: StepContext, what: str) -> Callable[[int, int | None], None]:
         context.progress(fraction, f"fetching the {what}, {done_bytes / 2**20:.0f} MiB")
 
     return show
-
-
-def _record(context: StepContext, sha256: str, path: Path, size_bytes: int, address: str) -> Record:
-    host, pool = context.host.name, context.instance.pool
-
-    def record(session: Session) -> None:
-        image = upsert(Image).values(
-            sha256=sha256,
-            format="blob",
-            size_bytes=size_bytes,
-            virtual_size_bytes=0,
-            source=show_address(address),
-        )
-        session.execute(image.on_conflict_do_nothing())
-        used = {"last_used_at": func.clock_timestamp(), "path": str(path), "size_bytes": size_bytes}
-        copy = upsert(CachedImage).values(host=host, pool=pool, sha256=sha256, **used)
-        session.execute(
-            copy.on_conflict_do_update(index_elements=["host", "pool", "sha256"], set_=used)
-        )
-
-    return record

@@ -13,6 +13,7 @@ from tasks.config_drive import FILE, rebuild_drive, write_drive
 from tasks.context import StepContext
 from tasks.direct_boot import fetch_direct_boot
 from tasks.guest_disks import get_guest_disks
+from tasks.image_holding import Origin, hold_image, record_held
 from tasks.workflow import Done
 from virt.storage.backend import BaseImage, Watch
 from virt.storage.choosing import get_backend
@@ -56,14 +57,16 @@ def _fetch_base(context: StepContext, disks: Sequence[Disk]) -> BaseImage | None
     if not digests:
         return None
     spec = InstanceSpec.model_validate(context.instance.spec)
-    image = context.pool.images.ensure(
-        spec.image,
-        digests.pop(),
+    origin = Origin(url=spec.image, sha256=digests.pop())
+    image = hold_image(
+        context,
+        context.pool,
+        origin,
         spec.image_format,
-        max_virtual_size_bytes=None,
         on_progress=lambda done, total: context.progress(
             done / total if total else 0.0, f"fetching the base, {done / 2**20:.0f} MiB"
         ),
-        check=context.checkpoint,
     )
+    place = context.pool.place_on(context.host.name)
+    context.database.run(lambda session: record_held(session, place, image, origin))
     return BaseImage(path=image.path, format=image.format)

@@ -1,13 +1,16 @@
 """Answers and small commands for services and people; each is one short transaction."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from innkeeper.addresses import show_address
 from innkeeper.errors import InvalidRequest
-from models import hosts, operations, queries, server_groups
+from innkeeper.image_types import CachedImageView
+from models import cached_images, hosts, operations, queries, server_groups
 from models.queries import find_schema_revision
 
 Answer = dict[str, Any] | list[dict[str, Any]]
@@ -149,6 +152,23 @@ def disable_host(
     return _host(session, host)
 
 
+def list_images(session: Session, *, host: str | None = None) -> Answer:
+    """Return the images in the hosts' caches, the last used first.
+
+    Queue: control; milliseconds.
+    Idempotency: only reads.
+    Undo: none.
+    On crash: ask again.
+    Retries: none.
+    """
+    return [
+        CachedImageView(**{**asdict(each), "source": show_address(each.source) or None}).model_dump(
+            mode="json"
+        )
+        for each in cached_images.list_everywhere(session, host=host)
+    ]
+
+
 def _host(session: Session, name: str) -> Answer:
     session.flush()
     view = next(view for view in queries.list_hosts(session) if view.name == name)
@@ -201,6 +221,7 @@ QUERIES: dict[str, Callable[..., Answer]] = {
     "innkeeper.host.enable": enable_host,
     "innkeeper.host.disable": disable_host,
     "innkeeper.group.list": list_groups,
+    "innkeeper.image.list": list_images,
     "innkeeper.operation.show": show_operation,
     "innkeeper.operation.list": list_operations,
     "innkeeper.operation.cancel": cancel_operation,

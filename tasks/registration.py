@@ -11,7 +11,7 @@ from celery.exceptions import Ignore
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from innkeeper.contract import SYSTEM_PUBLIC_KEY
+from innkeeper.contract import IMAGE_PREWARM, SYSTEM_PUBLIC_KEY
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest, NotFound
 from models.refusal import find_refusal, record_refusal
 from tasks.catalogue import WORKFLOWS
@@ -34,7 +34,7 @@ REQUEST_NOTES = """
     Retries: none; the caller sends again, with the same id or idempotency key.
 """
 
-SUBJECTS = {kind: f"innkeeper.instance.{kind}" for kind in ACCEPT}
+SUBJECTS = {kind: f"innkeeper.instance.{kind}" for kind in ACCEPT} | {"prewarm": IMAGE_PREWARM}
 
 
 def register_tasks(app: Celery, engine: Callable[[], Engine]) -> None:

@@ -19,6 +19,7 @@ from innkeeper.errors import (
     PrecheckFailed,
     StateConflict,
 )
+from innkeeper.image_types import PrewarmSpec
 from innkeeper.sealing import without_sealing
 from innkeeper.states import InstanceState
 from innkeeper.types import (
@@ -49,11 +50,14 @@ from tasks.disk_plan import plan_disks, size_gib
 from tasks.guest_domain import refuse_impossible
 from tasks.migration_checks import failure
 from tasks.placement import Refusal
+from tasks.prewarm import choose_hosts
 
 SPAWN_MARGIN_S = 1800.0
 MIGRATE_MARGIN_S = 180.0
 VERB_MARGIN_S = 120.0
 HYDRATE_MARGIN_S = 4 * 3600.0
+PREWARM_MARGIN_S = 600.0
+PREWARM_PER_HOST_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +317,25 @@ def _accept_verb(
     return accept
 
 
+def accept_prewarm(session: Session, envelope: Envelope, fields: dict[str, Any]) -> None:
+    """Take on a pre-warm: one step for each host that can be asked.
+
+    Raises:
+        InvalidRequest, NotFound, NoHostFits: nothing was written.
+    """
+    spec = parse_request(PrewarmSpec, fields.get("spec"))
+    plan, refusals = choose_hosts(session, spec)
+    new = _new(
+        envelope,
+        "prewarm",
+        fields,
+        {"spec": spec.model_dump(mode="json")},
+        deadline_s=PREWARM_MARGIN_S + PREWARM_PER_HOST_S * len(plan),
+        refusals=[refusal.to_wire() for refusal in refusals],
+    )
+    insert_operation(session, new, plan)
+
+
 def _reference(fields: dict[str, Any]) -> str:
     reference = fields.get("instance")
     if not isinstance(reference, str) or not reference:
@@ -338,4 +361,5 @@ ACCEPT: dict[str, Accept] = {
     "reboot": _accept_verb("reboot", frozenset({_S.ACTIVE}), RebootPolicy, VERB_MARGIN_S),
     "delete": _accept_verb("delete", DELETABLE, None, VERB_MARGIN_S),
     "hydrate": _accept_verb("hydrate", HYDRATABLE, None, HYDRATE_MARGIN_S),
+    "prewarm": accept_prewarm,
 }

@@ -5,11 +5,14 @@ Runs every few seconds from beat, and as a process of its own; any number may ru
 
 from dataclasses import dataclass
 from functools import partial
+from uuid import UUID
 
 import structlog
 from sqlalchemy.orm import Session
 
+from innkeeper.errors import HostUnsuitable
 from models import sweep
+from models.absent_hosts import pass_over_absent
 from models.debts import Overdue, find_current_step, list_overdue
 from models.refusal import prune_refusals
 from models.session import Database
@@ -55,6 +58,8 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         elif turn is endings.Turn.RING:
             bells.ring(stray.operation_id)
         turned_back += 1
+    for operation_id, has_ended in database.run(partial(_pass_over, workflows=workflows)):
+        (bells.publish_outcome if has_ended else bells.ring)(operation_id)
     due = database.run(lambda session: sweep.take_due_bells(session, grace_s=GRACE_S))
     for bell in due:
         crash_point("sweep", "ringing")
@@ -68,6 +73,24 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
 def _end_overdue(session: Session, *, workflows: Workflows, overdue: Overdue) -> endings.Turn:
     workflow = workflows[overdue.kind]
     return endings.end_overdue(session, workflow, overdue.operation_id, overdue.limit_s)
+
+
+def _pass_over(session: Session, *, workflows: Workflows) -> list[tuple[UUID, bool]]:
+    """Let operations go on without the hosts that are down, where that is allowed."""
+    steps = [
+        f"{workflow.kind}.{step.name}"
+        for workflow in workflows
+        for step in workflow.steps
+        if step.may_be_passed_over
+    ]
+    passed = pass_over_absent(session, steps, HostUnsuitable("The host is down.").to_wire())
+    return [
+        (
+            each.operation_id,
+            endings.advance(session, workflows[each.kind], each.operation_id, each.position),
+        )
+        for each in passed
+    ]
 
 
 def _turn_back(session: Session, *, workflows: Workflows, stray: sweep.Strayed) -> endings.Turn:

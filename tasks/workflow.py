@@ -68,6 +68,7 @@ class StepSpec:
         is_harmless: leaves nothing that is the guest's, however it ends.
         cleans_up_only: its undo (or, of a best-effort step, itself) only removes what bears this
             operation's mark, so the guest may go on while it is still owed.
+        may_be_passed_over: whether the operation goes on without it while its host is down.
         renews: name of an earlier step whose look is made anew when the outcome is unclear.
         wanted_by: told the guest's spec as its row has it; False leaves the step out of the plan.
             None plans it for every guest.
@@ -83,6 +84,7 @@ class StepSpec:
     max_failures: int = 5
     is_harmless: bool = False
     cleans_up_only: bool = False
+    may_be_passed_over: bool = False
     renews: str | None = None
     wanted_by: Callable[[Mapping[str, Any]], bool] | None = None
 

@@ -58,19 +58,21 @@ def file_lock(
     timeout_s: float | None,
     check: Callable[[], None],
     busy: Callable[[], Exception],
+    is_shared: bool = False,
 ) -> Iterator[None]:
-    """Hold an exclusive ``flock`` of a file during the body.
+    """Hold a ``flock`` of a file during the body.
 
     Args:
         path: the file, made when missing and left behind empty: removing it would let two hold it.
         timeout_s: None to wait as long as ``check`` allows.
         check: called while waiting; may raise.
         busy: makes the error for a wait that took too long.
+        is_shared: whether others may hold it too who ask for no more than that.
     """
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while not _try_lock(number):
+        while not _try_lock(number, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX):
             check()
             if end_s is not None and time.monotonic() >= end_s:
                 raise busy()
@@ -80,9 +82,9 @@ def file_lock(
         os.close(number)
 
 
-def _try_lock(number: int) -> bool:
+def _try_lock(number: int, kind: int) -> bool:
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(number, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -6,6 +6,7 @@ from celery import Celery
 from kombu import Queue
 
 from tasks.chores import FAN_OUT_POWER_SYNC, SWEEP
+from tasks.image_chores import FAN_OUT_IMAGE_UPKEEP
 from workers.kombu_guard import guard_redis_transport
 from workers.settings import Settings
 
@@ -94,6 +95,11 @@ def _schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         "power-sync": {
             "task": FAN_OUT_POWER_SYNC,
             "schedule": settings.power_sync_interval_s,
+            "options": {"queue": "control"},
+        },
+        "image-upkeep": {
+            "task": FAN_OUT_IMAGE_UPKEEP,
+            "schedule": settings.image_upkeep_interval_s,
             "options": {"queue": "control"},
         },
     }

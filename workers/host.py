@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -18,9 +19,12 @@ from models.hosts import HostRegistration, beat_heart, disable_host, enable_host
 from tasks.context import HostServices, Pool, RemotePolicy
 from tasks.engine import Engine
 from tasks.guest_abi import BASELINE_CPU, GuestDefaults
+from tasks.image_policy import CacheLimits
+from tasks.image_serving import find_served
 from virt.cage import get_cage
 from virt.hypervisor import Hypervisor
 from virt.identity import get_or_create
+from virt.image_scrub import Scrubber
 from virt.images import ImageCache
 from workers.consoles import ConsoleKeeper
 from workers.engine import build_engine
@@ -29,10 +33,16 @@ from workers.node_lock import take_node_lock
 from workers.settings import Settings
 from workers.worker import RETRY_S, run_worker
 
+if TYPE_CHECKING:
+    from workers.image_server import ImageServer
+
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 5.0
 LIBVIRT_AT_START_S = 60.0
+# A slice of the scrub occupies one of the worker's threads.
+LONGEST_SCRUB_S = 10.0
+MIB = 1024**2
 GIB = 1024**3
 
 
@@ -49,6 +59,7 @@ class HostRole:
         self.node = f"host-{self.name}"
         self._stop = threading.Event()
         self._pump: EventPump | None = None
+        self._image_server: ImageServer | None = None
         self.hypervisor = Hypervisor(
             settings.libvirt_uri,
             name=self.name,
@@ -74,6 +85,7 @@ class HostRole:
         self._pump = EventPump(self.app, self.engine)
         self._pump.start()
         self.hypervisor.start()
+        self._serve_images()
         self._await_libvirt()
         self._register_at_last()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -93,6 +105,27 @@ class HostRole:
             )
         finally:
             lock.close()
+
+    def _serve_images(self) -> None:
+        """Serve cached images to other hosts, where that is wanted."""
+        if not self.settings.image_peer_port:
+            return
+        # Only here: a worker that serves nothing starts sooner.
+        from workers.image_server import ImageServer
+
+        pools = tuple(self.services.pools.values())
+        try:
+            self._image_server = ImageServer(
+                self.services.migration_address,
+                self.settings.image_peer_port,
+                connections=self.settings.image_peer_connections,
+                find_image=lambda name: find_served(pools, name),
+            )
+        except OSError as error:
+            # Guests do not need it; other hosts fetch from the images' own addresses.
+            log.error("cached images are not served", error=str(error))
+            return
+        self._image_server.start()
 
     def _await_libvirt(self) -> None:
         if not self.hypervisor.wait_connected(LIBVIRT_AT_START_S):
@@ -117,7 +150,12 @@ class HostRole:
                 return
 
     def _register(self) -> None:
-        registration = describe_host(self.settings, self.hypervisor, self.engine.leases.owner)
+        registration = describe_host(
+            self.settings,
+            self.hypervisor,
+            self.engine.leases.owner,
+            image_peer_url=self._image_server.url if self._image_server else "",
+        )
         self.engine.database.run(lambda session: register_host(session, registration))
         self.engine.database.run(lambda session: enable_host(session, self.name, kind="auto"))
         self._registered.set()
@@ -165,6 +203,9 @@ class HostRole:
 
     def _close(self) -> None:
         self._stop.set()
+        self.services.scrubber.stop.set()
+        if self._image_server is not None:
+            self._image_server.close()
         if self._pump is not None:
             self._pump.stop()
         self.hypervisor.close()
@@ -207,10 +248,21 @@ def build_services(settings: Settings, hypervisor: Hypervisor) -> HostServices:
             hydration_mib_s=settings.hydration_mib_s,
             hydration_delay_s=settings.hydration_delay_s,
         ),
+        image_limits=CacheLimits(
+            max_bytes=settings.image_cache_max_gib * GIB,
+            min_free_bytes=settings.image_cache_min_free_gib * GIB,
+            min_age_s=settings.image_cache_min_age_s,
+            max_age_s=settings.image_max_age_s,
+        ),
+        scrubber=Scrubber(settings.image_scrub_mib_s * MIB),
+        scrub_interval_s=settings.image_scrub_interval_s,
+        scrub_slice_s=min(LONGEST_SCRUB_S, settings.image_upkeep_interval_s / 2),
     )
 
 
-def describe_host(settings: Settings, hypervisor: Hypervisor, worker_id: str) -> HostRegistration:
+def describe_host(
+    settings: Settings, hypervisor: Hypervisor, worker_id: str, *, image_peer_url: str
+) -> HostRegistration:
     """Return what this host's row should say."""
     facts = hypervisor.get_facts()
     capacity = {
@@ -225,7 +277,11 @@ def describe_host(settings: Settings, hypervisor: Hypervisor, worker_id: str) ->
         qemu_version=facts.qemu_version,
         hypervisor_type=facts.hypervisor,
         cpu_model=facts.cpu_model or "unknown",
-        facts={"libvirt_host_uuid": str(facts.host_uuid), "hostname": facts.hostname},
+        facts={
+            "libvirt_host_uuid": str(facts.host_uuid),
+            "hostname": facts.hostname,
+            "image_peer_url": image_peer_url,
+        },
         migration_address=settings.migration_address or socket.gethostname(),
         pools={
             name: {"shared": pool.shared, "total_gib": capacity[name]}

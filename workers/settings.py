@@ -126,6 +126,41 @@ class Settings(BaseModel):
         Path | None,
         Field(description="File of private keys that open sealed secrets; mode 0600"),
     ] = None
+    image_cache_max_gib: Annotated[
+        int, Field(ge=0, description="Quota of each pool's image cache, GiB; 0 for none")
+    ] = 0
+    image_cache_min_free_gib: Annotated[
+        int,
+        Field(ge=0, description="Room on a pool's disk for which unused images are removed, GiB"),
+    ] = 5
+    image_cache_min_age_s: Annotated[
+        float,
+        Field(ge=0, description="An image used within this time goes only when the disk is full"),
+    ] = 3600.0
+    image_max_age_s: Annotated[
+        float, Field(ge=0, description="An image unused for so long is removed; 0 for never")
+    ] = 1_209_600.0
+    image_upkeep_interval_s: Annotated[
+        float, Field(ge=1, description="Seconds between two upkeeps of the image caches")
+    ] = 60.0
+    image_scrub_mib_s: Annotated[
+        float, Field(ge=0, description="How fast cached images are hashed again, MiB/s; 0: never")
+    ] = 20.0
+    image_scrub_interval_s: Annotated[
+        float, Field(ge=0, description="How often each cached image is hashed again, seconds")
+    ] = 604_800.0
+    image_peer_port: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=65535,
+            description="TCP port of migration_address that serves cached images to other hosts,"
+            " to anybody who knows a digest; 0: none",
+        ),
+    ] = 0
+    image_peer_connections: Annotated[
+        int, Field(ge=1, description="How many images are served to other hosts at once")
+    ] = 4
     reserved_memory_mib: Annotated[
         int, Field(ge=0, description="Memory kept for the host itself, MiB")
     ] = 512

@@ -1,15 +1,13 @@
 """The image: brought into the cache of the guest's pool."""
 
-from sqlalchemy import func, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from innkeeper.addresses import show_address
 from innkeeper.types import InstanceSpec
-from models.image import CachedImage, Image
 from models.instance import Instance
 from tasks.context import StepContext
 from tasks.direct_boot import fetch_direct_boot
+from tasks.image_holding import Origin, hold_image, record_held
 from tasks.spawn_steps.remote_image import find_remote_image
 from tasks.workflow import Done
 
@@ -17,11 +15,11 @@ GIB = 1024**3
 
 
 def fetch_image(context: StepContext) -> Done:
-    """Bring the image, and the kernel that the host is to load, into the pool's cache.
+    """Bring the image, and the kernel the host is to load, into the cache, and hold them there.
 
     Queue: host.<dst>; seconds to minutes for a new image, milliseconds for a cached one.
     Idempotency: the cache is addressed by digest; one fetch at a time per digest and pool.
-    Undo: none; a cached image is nobody's in particular and ages by itself.
+    Undo: none; a cached image is nobody's in particular and ages by itself once nobody holds it.
     On crash: a partial download is continued.
     Retries: fetch_failed, with back-off; never a wrong digest or an unsafe image.
     """
@@ -42,40 +40,21 @@ def fetch_image(context: StepContext) -> Done:
             total_bytes=total_bytes,
         )
 
-    image = context.pool.images.ensure(
-        spec.image,
-        spec.sha256,
+    origin = Origin(url=spec.image, sha256=spec.sha256, sha512=spec.sha512)
+    image = hold_image(
+        context,
+        context.pool,
+        origin,
         spec.image_format,
-        sha512=spec.sha512,
         max_virtual_size_bytes=limit_bytes,
         on_progress=show,
-        check=context.checkpoint,
     )
     context.midway()
-    host, instance = context.host.name, context.instance
+    place, instance = context.pool.place_on(context.host.name), context.instance
 
     def commit(session: Session) -> None:
         record_kernel(session)
-        session.execute(
-            upsert(Image)
-            .values(
-                sha256=image.digest,
-                sha512=spec.sha512,
-                format=image.format,
-                size_bytes=image.size_bytes,
-                virtual_size_bytes=image.virtual_size_bytes,
-                source=show_address(spec.image),
-            )
-            .on_conflict_do_nothing()
-        )
-        session.execute(
-            upsert(CachedImage)
-            .values(host=host, pool=instance.pool, sha256=image.digest, path=str(image.path))
-            .on_conflict_do_update(
-                index_elements=["host", "pool", "sha256"],
-                set_={"last_used_at": func.clock_timestamp(), "path": str(image.path)},
-            )
-        )
+        record_held(session, place, image, origin)
         session.execute(
             update(Instance).where(Instance.id == instance.id).values(image_sha256=image.digest)
         )

@@ -86,6 +86,8 @@ def send_typed(client: Innkeeper, ask: Ask, *, key: str | None = None) -> Operat
         "delete": client.delete,
         "hydrate": client.hydrate,
     }
+    if ask.kind == "prewarm":
+        return client.prewarm(**ask.fields, idempotency_key=key)
     subject = {"name": ask.guest} if ask.kind == "spawn" else {"instance": ask.guest}
     return verbs[ask.kind](**subject, **ask.fields, idempotency_key=key)
 
@@ -100,6 +102,10 @@ def send_plainly(app: Celery, ask: Ask, task_id: UUID, **more: str | None) -> As
         more: keyword arguments of the task.
     """
     kwargs: dict[str, Any] = dict(more)
+    if ask.kind == "prewarm":
+        kwargs["spec"] = ask.fields
+        name = "innkeeper.image.prewarm"
+        return app.send_task(name, kwargs=kwargs, task_id=str(task_id), queue="control")
     if ask.kind == "spawn":
         kwargs["spec"] = {"name": ask.guest, **ask.fields}
     else:

@@ -10,8 +10,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        super().__init__((address, 0), Handler)
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.break_after: list[int] = []
@@ -26,7 +26,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.sent_bytes = 0
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+        return f"http://{self.server_address[0]}:{self.server_address[1]}{path}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass

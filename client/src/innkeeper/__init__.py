@@ -63,6 +63,7 @@ from innkeeper.errors import (
     UnsupportedImageFeature,
     WaitTimeout,
 )
+from innkeeper.image_types import CachedImageView, PrewarmSpec
 from innkeeper.operation import Operation
 from innkeeper.sealing import seal
 from innkeeper.states import (
@@ -97,6 +98,7 @@ __all__ = [
     "BootTimeout",
     "BrokerUnavailable",
     "Busy",
+    "CachedImageView",
     "Cancelled",
     "CapacityError",
     "CloudInitFailed",
@@ -147,6 +149,7 @@ __all__ = [
     "Part",
     "PowerState",
     "PrecheckFailed",
+    "PrewarmSpec",
     "Progress",
     "RebootPolicy",
     "RequestError",

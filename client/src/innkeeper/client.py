@@ -10,7 +10,7 @@ inn.migrate("vm-1", dst="hv-b").wait(timeout_s=600)
 import getpass
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from uuid import UUID
 from innkeeper import contract, diagnosis, requests, sealing
 from innkeeper.diagnosis import Part
 from innkeeper.errors import InvalidRequest
+from innkeeper.image_types import CachedImageView, PrewarmSpec
 from innkeeper.operation import Operation
 from innkeeper.requests import Asker, Message
 from innkeeper.transport import Transport
@@ -197,6 +198,50 @@ class Innkeeper:
         Its host does so by itself after a while. Arguments and errors as for ``migrate``.
         """
         return self._send(requests.hydrate(instance, self._asker(reason, idempotency_key)))
+
+    def prewarm(
+        self,
+        image: str,
+        *,
+        sha256: str | None = None,
+        format: str = "qcow2",
+        hosts: Sequence[str] | None = None,
+        pool: str = "local",
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+    ) -> Operation:
+        """Ask for an image to be in the caches of hosts before a guest needs it.
+
+        Args:
+            image: a ``file://`` or ``http(s)://`` URL, or an absolute path on the hosts.
+            sha256: digest of the image file.
+            format: ``qcow2`` or ``raw``.
+            hosts: which; None for all that take guests and have the pool.
+            pool: the storage pool whose cache is meant.
+            idempotency_key: see ``spawn``.
+            reason: free text for the record.
+
+        Returns:
+            The operation; its result says of each host whether the image was ``cached``, was
+            ``existing``, or why it is an ``error``.
+
+        Raises:
+            InvalidRequest: before anything is sent.
+            BrokerUnavailable: when Redis does not take the request.
+        """
+        given: dict[str, Any] = {"image": image, "sha256": sha256, "hosts": hosts}
+        fields = {name: value for name, value in given.items() if value is not None}
+        spec = requests.merged(PrewarmSpec, fields, {"image_format": format, "pool": pool})
+        return self._send(requests.prewarm(spec, self._asker(reason, idempotency_key)))
+
+    def images(self, host: str | None = None) -> list[CachedImageView]:
+        """Return what is in the hosts' image caches, by host, those used last first.
+
+        Args:
+            host: only this one's; None for all.
+        """
+        answer = self._transport.ask(contract.IMAGE_LIST, {"host": host})
+        return [CachedImageView.model_validate(each) for each in answer]
 
     def instance(self, instance: str | UUID) -> InstanceView:
         """Return one guest's record.

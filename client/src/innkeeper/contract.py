@@ -20,6 +20,7 @@ INSTANCE_STOP: Final = "innkeeper.instance.stop"
 INSTANCE_REBOOT: Final = "innkeeper.instance.reboot"
 INSTANCE_DELETE: Final = "innkeeper.instance.delete"
 INSTANCE_HYDRATE: Final = "innkeeper.instance.hydrate"
+IMAGE_PREWARM: Final = "innkeeper.image.prewarm"
 
 REQUEST_TASKS: Final = frozenset(
     {
@@ -30,6 +31,7 @@ REQUEST_TASKS: Final = frozenset(
         INSTANCE_REBOOT,
         INSTANCE_DELETE,
         INSTANCE_HYDRATE,
+        IMAGE_PREWARM,
     }
 )
 
@@ -40,6 +42,7 @@ HOST_LIST: Final = "innkeeper.host.list"
 HOST_ENABLE: Final = "innkeeper.host.enable"
 HOST_DISABLE: Final = "innkeeper.host.disable"
 GROUP_LIST: Final = "innkeeper.group.list"
+IMAGE_LIST: Final = "innkeeper.image.list"
 OPERATION_SHOW: Final = "innkeeper.operation.show"
 OPERATION_LIST: Final = "innkeeper.operation.list"
 OPERATION_CANCEL: Final = "innkeeper.operation.cancel"
@@ -54,6 +57,7 @@ QUERY_TASKS: Final = frozenset(
         HOST_ENABLE,
         HOST_DISABLE,
         GROUP_LIST,
+        IMAGE_LIST,
         OPERATION_SHOW,
         OPERATION_LIST,
         OPERATION_CANCEL,

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from innkeeper import contract
 from innkeeper.addresses import show_address
 from innkeeper.errors import InvalidRequest
+from innkeeper.image_types import PrewarmSpec
 from innkeeper.messages import Name, Request
 from innkeeper.sealing import without_sealing
 from innkeeper.types import (
@@ -117,6 +118,13 @@ def hydrate(instance: str | UUID, asker: Asker) -> Message:
     """Ask for a guest to be made independent of the source it was booted from."""
     target = instance_reference(instance)
     return _message(contract.INSTANCE_HYDRATE, {"instance": target}, target, asker)
+
+
+def prewarm(spec: PrewarmSpec, asker: Asker) -> Message:
+    """Ask for an image to be in the caches of hosts."""
+    where = "all hosts" if spec.hosts is None else f"{len(spec.hosts)} hosts"
+    shown = f"image={_image_shown(spec.image)} on {where}"
+    return _message(contract.IMAGE_PREWARM, {"spec": _sent(spec)}, shown, asker)
 
 
 def instance_reference(instance: str | UUID) -> str:

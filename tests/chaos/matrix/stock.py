@@ -62,6 +62,10 @@ class Stock:
             InnkeeperError: it could not be had.
         """
         a, b = self._stage.lab.hosts[:2]
+        if case.kind == "prewarm":
+            guest = self._stage.boot_guest()
+            fields = {"image": guest["image"], "sha256": guest["sha256"], "hosts": [a]}
+            return Cast(Ask("prewarm", "no-guest", fields), None, a, a)
         if case.kind == "spawn":
             self.forget(self._names.get("spawn"))
             name = self._take_name("spawn")

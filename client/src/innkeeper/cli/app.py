@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from innkeeper.cli import doctor, inventory, operations, sealing, verbs
+from innkeeper.cli import doctor, images, inventory, operations, sealing, verbs
 from innkeeper.cli.follow import Detached
 from innkeeper.cli.screen import print_error, print_json
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 verbs.register(app)
 inventory.register(app)
+images.register(app)
 operations.register(app)
 sealing.register(app)
 doctor.register(app)
@@ -81,7 +82,9 @@ def _misused(misused: typer.TyperException, arguments: Sequence[str]) -> Invalid
 
 
 def _command_names() -> set[str]:
-    return {command.name for command in app.registered_commands if command.name is not None}
+    commands = {command.name for command in app.registered_commands}
+    groups = {group.name for group in app.registered_groups}
+    return {name for name in commands | groups if isinstance(name, str)}
 
 
 def _defect(defect: Exception) -> InternalError:

@@ -97,6 +97,11 @@ def summary(result: dict[str, Any]) -> str:
     if name and result.get("state"):
         place = f" on {result['host']}" if result.get("host") else ""
         return f"{name} is {result['state']}{place}"
+    if "existing" in result and "hosts" in result:
+        return (
+            f"the image was brought to {result['cached']} hosts, {result['existing']} had it,"
+            f" {result['errors']} do not have it"
+        )
     return "Done"
 
 
@@ -125,6 +130,10 @@ def news(before: OperationView | None, after: OperationView) -> list[tuple[StepV
     return told
 
 
+def _subject(view: OperationView) -> str:
+    return f"{view.kind} of {view.instance_name}" if view.instance_name else view.kind
+
+
 def _titled(step: StepView) -> str:
     return f"{step.name} on {step.host}" if step.host else step.name
 
@@ -149,7 +158,7 @@ class _Lines:
 
     def show(self, view: OperationView) -> None:
         if self._last is None:
-            self._console.print(f"operation {view.id}: {view.kind} of {view.instance_name or '?'}")
+            self._console.print(f"operation {view.id}: {_subject(view)}")
         for _, sentence in news(self._last, view):
             self._console.print(f"{time.strftime('%H:%M:%S')} {sentence}", soft_wrap=True)
         self._last = view

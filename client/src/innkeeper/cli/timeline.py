@@ -39,7 +39,8 @@ def print_timeline(view: OperationView) -> None:
 
 def headline(view: OperationView) -> str:
     """Name the operation: what, of which guest, from where to where."""
-    text = f"{view.kind} of {view.instance_name or view.instance_id or '?'}"
+    guest = view.instance_name or view.instance_id
+    text = f"{view.kind} of {guest}" if guest else view.kind
     if view.src_host:
         text += f" from {view.src_host}"
     if view.dst_host:
