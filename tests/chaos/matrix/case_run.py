@@ -11,7 +11,7 @@ from tests.chaos.asking import Waiter, ask_plainly, ask_typed, plain_celery
 from tests.chaos.checker.ledger_look import connect
 from tests.chaos.checker.timeline import tell_operation
 from tests.chaos.matrix.case_result import CaseResult, NotHeld
-from tests.chaos.matrix.cases import Case, Plot, Victim
+from tests.chaos.matrix.cases import FILES, Case, Plot, Victim
 from tests.chaos.matrix.routes import LEFT_HELD, Turn
 from tests.chaos.matrix.second_control import SecondControl
 from tests.chaos.matrix.stock import Cast, Stock
@@ -23,6 +23,8 @@ from tests.chaos.scene import look_at
 from tests.chaos.stage import LEASE_S, Stage
 
 REACH_S = 30.0
+# On its way a whole Linux boots, by emulation.
+REACH_AFTER_BOOT_S = 120.0
 DEATH_S = 5.0
 OUTCOME_S = 60.0
 MOVED_S = 20.0
@@ -203,7 +205,8 @@ class _Run:
 
     def _await_reached(self, point: str, is_reached: Callable[[str], bool]) -> None:
         assert self._waiter is not None
-        give_up_at = time.monotonic() + REACH_S
+        boots = self._case.label == FILES
+        give_up_at = time.monotonic() + (REACH_AFTER_BOOT_S if boots else REACH_S)
         while not is_reached(point):
             told = self._waiter.find_outcome(LOOK_EVERY_S)
             # Who publishes an outcome may be held a moment after its client was told.
