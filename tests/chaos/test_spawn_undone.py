@@ -28,6 +28,14 @@ pytestmark = pytest.mark.lab
 
 STEPS = tuple(step.name for step in SPAWN.steps)
 
+# What a guest must ask for so that a step that not every guest has is planned.
+ASKING_FOR: dict[str, dict[str, Any]] = {
+    "build_config_drive": {"data": {"drive": "config-2", "user_data": "#!/bin/true"}},
+    "inject_files": {
+        "data": {"files": [{"path": "/root/x", "content": "eA==", "via": "agent"}]},
+    },
+}
+
 
 @dataclass(frozen=True)
 class Obstacle:
@@ -103,15 +111,20 @@ def test_a_step_that_fails_in_its_middle_is_undone(
     lab: Lab,
     name: str,
     boot_guest: dict[str, Any],
+    linux_guest: dict[str, Any],
     records: Database,
     crash: CrashDirectory,
     known_before: set[str],
     step: str,
 ) -> None:
     host = lab.hosts[0]
+    # Files that go through the agent need a guest with one.
+    guest = linux_guest if step == "inject_files" else boot_guest
+    if SPAWN.get_step(step).wanted_by is not None:
+        guest = guest | ASKING_FOR[step]
     point = f"spawn.{step}:inside"
     crash.arm_fail(point)
-    operation = client.spawn(name=name, host=host, bridge="br0", **boot_guest)
+    operation = client.spawn(name=name, host=host, bridge="br0", **guest)
     with pytest.raises(InnkeeperError) as caught:
         operation.wait(120)
     assert crash.has_struck(point)
