@@ -35,7 +35,6 @@ def create_disks(context: StepContext) -> Done:
     directory = context.pool.instance_dir(context.instance.id)
     context.intend(directory=str(directory), epoch=context.operation.epoch)
     directory.mkdir(parents=True, exist_ok=True)
-    context.midway()
     base = BaseImage(path=Path(image["path"]), format=image["format"])
     remote_url = image.get("remote_url")
     made: dict[str, Made] = {}
@@ -44,6 +43,8 @@ def create_disks(context: StepContext) -> Done:
         made[root.target] = Made.OVERLAY
         planned = (root, *planned[1:])
     for disk in planned:
+        if disk is planned[-1]:
+            context.midway()
         if disk.target not in made:
             is_root = disk.kind == "root"
             made[disk.target] = make_disk(context, disk, planned, base if is_root else None)

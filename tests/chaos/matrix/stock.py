@@ -15,6 +15,11 @@ from tests.chaos.stage import Stage
 from tests.virt.instant_sources import InstantSources
 
 PREPARE_S = 60.0
+# More than one disk, of both formats: a step that makes several can die between two of them.
+EXTRA_DISKS = [
+    {"kind": "ephemeral", "size_mib": 2, "filesystem": "ext4"},
+    {"kind": "swap", "size_mib": 1, "format": "raw"},
+]
 CARD: dict[str, Any] = {"bridge": "br0"}
 """A card makes a start what it is at its longest: paused, verified, and only then let run."""
 VERBS_WITH_FORCE: dict[str, dict[str, Any]] = {
@@ -70,6 +75,7 @@ class Stock:
             self.forget(self._names.get("spawn"))
             name = self._take_name("spawn")
             fields = {**self._told_guest(case), **CARD, "host": a, "pool": case.pool}
+            fields["disks"] = EXTRA_DISKS
             return Cast(Ask("spawn", name, fields), None, a, a)
         if case.kind == "hydrate":
             self.forget(self._names.get("hydrate"))
@@ -117,8 +123,7 @@ class Stock:
         if row is None:
             name = self._take_name(slot)
             fields = {**self._stage.boot_guest(), "host": self._stage.lab.hosts[0], "pool": pool}
-            if not slot.startswith("live_migrate"):
-                fields |= CARD
+            fields |= {"disks": EXTRA_DISKS} if slot.startswith("live_migrate") else CARD
             self._stage.client.spawn(name=name, **fields).wait(PREPARE_S)
             row = self._get(name)
         if row["state"] != state:
