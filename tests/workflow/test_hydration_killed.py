@@ -15,7 +15,7 @@ from tasks.catalogue import WORKFLOWS
 from tasks.crashpoints import FAILURE_MOMENTS, list_points
 from tests.crash_directory import CrashDirectory
 from tests.virt.instant_sources import InstantSources
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.lab
 BOOT_S = 120.0
@@ -33,6 +33,10 @@ def hydrating(lab: Lab) -> Iterator[None]:
     restart_worker(lab, {"INNKEEPER_HYDRATION_DELAY_S": "0"})
     yield
     restart_worker(lab, {})
+
+
+def dead_roles(lab: Lab) -> list[str]:
+    return [role["role"] for role in lab.status()["roles"] if not role["running"]]
 
 
 def restart_worker(lab: Lab, env: dict[str, str]) -> None:
@@ -57,9 +61,10 @@ def test_an_image_is_brought_although_its_worker_dies(
         crash.arm_kill(point)
         client.spawn(name=name, **fields).wait(BOOT_S)
         wait_until(lambda: crash.has_struck(point), what=f"a process dies at {point}")
-        for role in lab.status()["roles"]:
-            if not role["running"]:
-                lab.start(role["role"], env={"INNKEEPER_HYDRATION_DELAY_S": "0"})
+        # It marks the place before it dies.
+        wait_until(lambda: bool(dead_roles(lab)), what="it is dead")
+        for role in dead_roles(lab):
+            lab.start(role, env={"INNKEEPER_HYDRATION_DELAY_S": "0"})
 
         def is_hydrated() -> bool:
             with records.transaction() as session:
@@ -73,6 +78,6 @@ def test_an_image_is_brought_although_its_worker_dies(
                     ).scalar()
                 )
 
-        wait_until(is_hydrated, what="the guest is hydrated")
+        wait_until(is_hydrated, timeout_s=2 * PATIENCE_S, what="the guest is hydrated")
     finally:
         sources.stop()
