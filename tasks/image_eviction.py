@@ -81,7 +81,7 @@ def enforce(database: Database, host: str, pool: Pool, limits: CacheLimits) -> l
     chosen = choose_evictions(
         _candidates(copies, files, frozenset(holders)),
         limits,
-        free_bytes=shutil.disk_usage(pool.path).free,
+        free_bytes=shutil.disk_usage(pool.images.root).free,
     )
     return [
         eviction.sha256
