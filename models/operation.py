@@ -146,4 +146,6 @@ class Migration(Timestamps, Base):
     outcome: Mapped[str | None]
     total_ms: Mapped[float | None]
     downtime_ms: Mapped[float | None]
+    forecast: Mapped[dict[str, Any] | None]
+    decisions: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
     stats: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))

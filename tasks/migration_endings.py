@@ -47,6 +47,7 @@ def succeed(session: Session, operation: Operation) -> dict[str, Any]:
         "handover": operation.params["policy"]["handover"],
         "src": operation.src_host,
         "dst": operation.dst_host,
+        "forecast": session.get_one(Migration, operation.id).forecast,
     }
     set_phase(
         session,

@@ -3,28 +3,21 @@
 import time
 from typing import Any
 
-from innkeeper.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    HypervisorUnavailable,
-    InnkeeperError,
-    MigrationTimeout,
-    OutcomeUnknown,
-)
+from innkeeper.errors import HypervisorUnavailable, InnkeeperError, OutcomeUnknown
 from innkeeper.states import Handover, PowerState, Storage
 from innkeeper.types import MigrationPolicy
 from tasks.context import StepContext
+from tasks.convergence import list_downtimes_ms
 from tasks.guest_disks import get_guest_disks
 from tasks.migration_checks import get_dst_address
 from tasks.migration_disks import make_landing_disks
+from tasks.migration_forecast import foretell
+from tasks.migration_watch import ABORT_PATIENCE_S, MigrationWatch, abort
 from tasks.reconcile import Look
 from tasks.workflow import Done
 from virt.domain_xml import for_destination
 from virt.migration import MigrationRequest
 from virt.views import SHUTOFF_MIGRATED, STATE_SHUTOFF, JobStats
-
-WATCH_INTERVAL_S = 0.5
-ABORT_PATIENCE_S = 30.0
 
 
 def prepare(context: StepContext) -> Done:
@@ -53,9 +46,10 @@ def move(context: StepContext) -> dict[str, Any]:
         if running is not None:
             adopted = True
             context.note(f"attempt {context.step.key.attempt}: adopted the running migration")
-            error = _watch_adopted(context, started)
+            policy = MigrationPolicy.model_validate(context.operation.params["policy"])
+            error = MigrationWatch(context, policy).see_adopted()
         elif view.power_state == PowerState.RUNNING or not context.step.was_begun_before:
-            stats, error = _run_job(context, started)
+            stats, error = _run_job(context)
     elif context.step.was_begun_before:
         context.note(f"attempt {context.step.key.attempt}: found that the guest has left")
     look = look_at_source(context)
@@ -90,71 +84,15 @@ def look_at_source(context: StepContext) -> Look:
     return Look(view.power_state, bool(view.has_job), has_left)
 
 
-def _run_job(context: StepContext, started: float) -> tuple[JobStats | None, InnkeeperError | None]:
-    # Reads the wishes of the outside too: a small guest is gone before the job's first look.
-    context.progress(0.0, "starting the migration")
-    job = context.host.hypervisor.migrate(context.instance.id, _request(context))
-    context.midway()
-    stop: InnkeeperError | None = None
-    give_up_at = float("inf")
-    while not job.wait(WATCH_INTERVAL_S):
-        stop = stop or _reason_to_stop(context, started)
-        if stop is not None and give_up_at == float("inf"):
-            give_up_at = time.monotonic() + ABORT_PATIENCE_S
-            _abort(context)
-        if time.monotonic() > give_up_at:
-            raise HypervisorUnavailable(
-                "Libvirt did not end the migration job after it was aborted.",
-                {"host": context.host.name},
-            )
-        if stop is None:
-            _show(context)
-    if job.error is None:
-        return job.completed_stats, None
-    return job.completed_stats, stop or job.error
-
-
-def _watch_adopted(context: StepContext, started: float) -> InnkeeperError | None:
-    """Wait for a job that a dead predecessor began; nobody will return its error to us."""
-    hypervisor, instance_id = context.host.hypervisor, context.instance.id
-    stop: InnkeeperError | None = None
-    with hypervisor.watch(instance_id) as watch:
-        while True:
-            view = hypervisor.find_domain(instance_id)
-            if view is None or hypervisor.find_migration_job(instance_id) is None:
-                return stop
-            first_stop = stop is None
-            stop = stop or _reason_to_stop(context, started)
-            if stop is not None and first_stop:
-                _abort(context)
-            if stop is None:
-                _show(context)
-            watch.wait(WATCH_INTERVAL_S)
-
-
-def _reason_to_stop(context: StepContext, started: float) -> InnkeeperError | None:
-    """Return why the job should be aborted; a lost lease is raised and the job left alone."""
-    try:
-        context.checkpoint()
-    except (Cancelled, DeadlineExceeded) as exc:
-        return exc
+def _run_job(context: StepContext) -> tuple[JobStats | None, InnkeeperError | None]:
     policy = MigrationPolicy.model_validate(context.operation.params["policy"])
-    if time.monotonic() - started > policy.deadline_s:
-        return MigrationTimeout(
-            f"The migration did not end within {policy.deadline_s:.0f} s.",
-            {"limit_s": policy.deadline_s},
-        )
-    return None
-
-
-def _abort(context: StepContext) -> None:
-    """Ask libvirt to stop; a job that has just ended is fine."""
-    try:
-        context.host.hypervisor.abort_job(context.instance.id)
-    except HypervisorUnavailable:
-        raise
-    except InnkeeperError as exc:
-        context.log.info("abort refused", reason=str(exc))
+    told = foretell(context, policy)
+    # Reads the wishes of the outside too: a small guest is gone before the job's first look.
+    context.progress(0.0, told["why"] if told["dirty_bytes_s"] is not None else "starting")
+    job = context.host.hypervisor.migrate(context.instance.id, _request(context, policy))
+    context.midway()
+    error = MigrationWatch(context, policy).see(job)
+    return job.completed_stats, error
 
 
 def ensure_no_job(context: StepContext) -> None:
@@ -166,16 +104,15 @@ def ensure_no_job(context: StepContext) -> None:
     hypervisor, instance_id = context.host.hypervisor, context.instance.id
     give_up_at = time.monotonic() + ABORT_PATIENCE_S
     while hypervisor.find_migration_job(instance_id) is not None:
-        _abort(context)
+        abort(context)
         context.assert_owned()
         if time.monotonic() > give_up_at:
             raise HypervisorUnavailable("Libvirt does not end the migration job.")
         time.sleep(0.2)
 
 
-def _request(context: StepContext) -> MigrationRequest:
+def _request(context: StepContext, policy: MigrationPolicy) -> MigrationRequest:
     operation, instance = context.operation, context.instance
-    policy = MigrationPolicy.model_validate(operation.params["policy"])
     is_block = context.details["check_source"]["storage"] == Storage.BLOCK
     hypervisor = context.host.hypervisor
     address = get_dst_address(context)
@@ -194,24 +131,5 @@ def _request(context: StepContext) -> MigrationRequest:
         # The probe file has shown that both hosts see one directory, and the operator vouches for
         # its coherence; libvirt knows only some file systems by name.
         is_unsafe=not is_block and context.pool.trusted_coherent,
-        max_downtime_ms=policy.max_downtime_ms,
-    )
-
-
-def _show(context: StepContext) -> None:
-    try:
-        stats = context.host.hypervisor.find_migration_job(context.instance.id)
-    except InnkeeperError:
-        return
-    if stats is None:
-        return
-    total = stats.memory_total_bytes + stats.disk_total_bytes
-    done = stats.memory_processed_bytes + stats.disk_processed_bytes
-    fraction = min(done / total, 0.99) if total else 0.0
-    rate_mib_s = stats.memory_bytes_s / 2**20
-    context.progress(
-        fraction,
-        f"{done / 2**20:.0f} of {total / 2**20:.0f} MiB, {rate_mib_s:.0f} MiB/s, "
-        f"iteration {stats.memory_iteration}",
-        **stats.to_json(),
+        max_downtime_ms=list_downtimes_ms(policy.max_downtime_ms)[0],
     )

@@ -6,6 +6,7 @@ valid after its domain is gone, and names may be reused.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -23,6 +24,8 @@ from virt.views import (
 )
 
 AGENT_REPLY_MAX_CHARS = 1 << 20
+DIRTY_RATE_GRACE_S = 2.0
+DIRTY_RATE_LOOK_S = 0.05
 
 _UNDEFINE_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -250,6 +253,22 @@ def find_completed_job(conn: Any, instance_id: UUID) -> JobStats | None:
         raise
     job = job_stats(stats)
     return job if job.kind in ("completed", "failed", "cancelled") else None
+
+
+def measure_dirty_rate(conn: Any, instance_id: UUID, seconds: int) -> int | None:
+    """Measure how fast the guest writes its memory, in bytes/s; None when QEMU does not tell.
+
+    QEMU hashes a sample of pages at both ends of the time, so each page counts once.
+    """
+    domain = lookup(conn, instance_id)
+    domain.startDirtyRateCalc(seconds, 0)
+    end_s = time.monotonic() + seconds + DIRTY_RATE_GRACE_S
+    while time.monotonic() < end_s:
+        time.sleep(DIRTY_RATE_LOOK_S)
+        stats = conn.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_DIRTYRATE)[0][1]
+        if stats.get("dirtyrate.calc_status") == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED:
+            return int(stats["dirtyrate.megabytes_per_second"]) << 20
+    return None
 
 
 def abort_job(conn: Any, instance_id: UUID) -> None:

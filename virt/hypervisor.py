@@ -461,6 +461,19 @@ class Hypervisor:
             instance_id,
         )
 
+    def measure_dirty_rate(self, instance_id: UUID, seconds: int = 1) -> int | None:
+        """Measure how fast the guest writes its memory, in bytes/s; None when nobody can tell.
+
+        Args:
+            instance_id: the guest, running.
+            seconds: how long to measure, 1…60.
+        """
+        return self._work(
+            "measure the dirty rate",
+            lambda conn: guest.measure_dirty_rate(conn, instance_id, seconds),
+            instance_id,
+        )
+
     def abort_job(self, instance_id: UUID) -> None:
         """Ask for the end of the guest's migration; no job is fine. It ends a moment later."""
         self._control("abort the job", lambda conn: guest.abort_job(conn, instance_id), instance_id)

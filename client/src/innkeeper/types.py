@@ -44,7 +44,9 @@ class MigrationPolicy(Request):
         storage: what to do with the disks; ``auto`` decides by a probe file.
         handover: see ``Handover``.
         max_downtime_ms: the longest pause at the switch-over QEMU may plan for.
-        deadline_s: the whole migration's time; after it, the migration is aborted.
+        deadline_s: the whole migration's time.
+        on_timeout: at the deadline, ``abort`` leaves the guest where it is; ``pause`` holds it
+            still so that the rest crosses, however long that takes within reason.
         bandwidth_mib_s: cap of the link; 0 for none.
         auto_converge: whether QEMU may throttle the guest so that the migration ends.
         may_split_group: whether a guest of an affinity group may leave the others' host; they are
@@ -56,6 +58,7 @@ class MigrationPolicy(Request):
     handover: Handover = Handover.SAFE
     max_downtime_ms: Annotated[int, Field(ge=1, le=2_000_000)] = 300
     deadline_s: Annotated[float, Field(gt=0, le=86400)] = 3600
+    on_timeout: Literal["abort", "pause"] = "abort"
     bandwidth_mib_s: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     auto_converge: bool = True
     may_split_group: bool = False

@@ -1,0 +1,67 @@
+"""The forecast of a migration that is about to begin: figures gathered, then pure arithmetic."""
+
+from dataclasses import asdict
+from typing import Any
+
+from innkeeper.errors import InnkeeperError
+from innkeeper.types import MigrationPolicy
+from models.migrations import find_link_bytes_s, set_migration
+from tasks.context import StepContext
+from tasks.forecast import MIB, forecast
+
+# What a gigabit link carries; used until a migration between the two hosts has told better.
+ASSUMED_LINK_BYTES_S = 112 * MIB
+# Measuring takes a second, which only a transfer that lasts much longer may cost.
+WORTH_MEASURING_S = 20.0
+MEASURED_FOR_S = 1
+
+
+def foretell(context: StepContext, policy: MigrationPolicy) -> dict[str, Any]:
+    """Predict the migration, write it down, and show it.
+
+    Args:
+        context: the step on the source, before the job begins.
+        policy: what the caller allows.
+
+    Returns:
+        The forecast as JSON, with the figures it was made of.
+    """
+    operation, instance = context.operation, context.instance
+    known = context.database.run(
+        lambda session: find_link_bytes_s(
+            session, src=str(operation.src_host), dst=str(operation.dst_host)
+        )
+    )
+    link_bytes_s = known or float(ASSUMED_LINK_BYTES_S)
+    if policy.bandwidth_mib_s:
+        link_bytes_s = min(link_bytes_s, float(policy.bandwidth_mib_s * MIB))
+    memory_bytes = instance.memory_mib * MIB
+    dirty_bytes_s: int | None = None
+    if memory_bytes / link_bytes_s >= WORTH_MEASURING_S:
+        dirty_bytes_s = _measure(context)
+    told = forecast(
+        memory_bytes=memory_bytes,
+        link_bytes_s=link_bytes_s,
+        dirty_bytes_s=float(dirty_bytes_s or 0),
+        max_downtime_ms=policy.max_downtime_ms,
+        deadline_s=policy.deadline_s,
+    )
+    facts = {
+        **asdict(told),
+        "link_bytes_s": round(link_bytes_s),
+        "link_is_assumed": known is None and not policy.bandwidth_mib_s,
+        "dirty_bytes_s": dirty_bytes_s,
+    }
+    context.database.run(lambda session: set_migration(session, operation.id, forecast=facts))
+    if dirty_bytes_s is not None:
+        context.note(told.why)
+    return facts
+
+
+def _measure(context: StepContext) -> int | None:
+    try:
+        return context.host.hypervisor.measure_dirty_rate(context.instance.id, MEASURED_FOR_S)
+    except InnkeeperError as exc:
+        # A forecast is a courtesy: without it the migration is the same.
+        context.log.info("dirty rate not measured", reason=str(exc))
+        return None

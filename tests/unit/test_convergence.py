@@ -1,0 +1,90 @@
+"""The schedule of a migration that does not converge, decision by decision."""
+
+from tasks.convergence import Act, Course, Decision, Figures, Limits, decide, list_downtimes_ms
+from tasks.forecast import MIB
+
+LIMITS = Limits(max_downtime_ms=400, deadline_s=60, on_timeout="abort")
+
+
+def passes(
+    *remaining_mib: int, limits: Limits = LIMITS, throttle_percent: int = 0
+) -> list[Decision]:
+    """Play passes over the memory, one a second, and return what was decided."""
+    course, decisions = Course(), []
+    for number, left in enumerate(remaining_mib, 1):
+        figures = Figures(
+            elapsed_s=float(number),
+            iteration=number,
+            remaining_bytes=left * MIB,
+            link_bytes_s=10 * MIB,
+            dirty_bytes_s=20 * MIB,
+            throttle_percent=throttle_percent,
+        )
+        for _ in range(3):
+            course, decision = decide(limits, course, figures)
+            if decision is not None:
+                decisions.append(decision)
+    return decisions
+
+
+def test_a_guest_that_converges_is_left_alone() -> None:
+    assert passes(100, 50, 25, 12, 6) == []
+
+
+def test_the_pause_is_raised_once_per_stalled_pass_and_never_beyond_the_limit() -> None:
+    raised = passes(100, 100, 99, 100, 100, 100)
+
+    assert [decision.act for decision in raised] == [Act.RAISE_DOWNTIME] * 2
+    assert [decision.downtime_ms for decision in raised] == [200, 400]
+    assert "dirties 20 MiB/s, the link carries 10 MiB/s" in raised[0].why
+
+
+def test_progress_in_between_raises_nothing() -> None:
+    assert [d.downtime_ms for d in passes(100, 100, 50, 25, 24)] == [200, 400]
+    assert [d.downtime_ms for d in passes(100, 50, 25)] == []
+
+
+def test_slowing_down_is_told_once_the_pause_is_used_up() -> None:
+    acts = [decision.act for decision in passes(9, 9, 9, 9, 9, throttle_percent=30)]
+
+    assert acts == [Act.RAISE_DOWNTIME] * 2 + [Act.NOTE_THROTTLE] * 2
+
+
+def test_at_the_deadline_it_is_given_up() -> None:
+    _, decision = decide(LIMITS, Course(), Figures(elapsed_s=60, iteration=3))
+
+    assert decision is not None
+    assert decision.act is Act.ABORT
+    assert "within 60 s" in decision.why
+
+
+def test_the_deadline_counts_for_disks_too() -> None:
+    _, decision = decide(LIMITS, Course(), Figures(elapsed_s=61))
+
+    assert decision is not None
+    assert decision.act is Act.ABORT
+
+
+def test_or_the_guest_is_paused_and_given_time_for_the_rest_and_no_more() -> None:
+    limits = Limits(max_downtime_ms=400, deadline_s=60, on_timeout="pause")
+
+    def at(elapsed_s: float, course: Course) -> tuple[Course, Decision | None]:
+        rest = Figures(elapsed_s, iteration=9, remaining_bytes=200 * MIB, link_bytes_s=10 * MIB)
+        return decide(limits, course, rest)
+
+    course, decision = at(60, Course(iteration=9))
+    assert decision is not None
+    assert decision.act is Act.PAUSE
+    course, decision = at(61, course)
+    assert decision is None
+    course, decision = at(99, course)
+    assert decision is None
+    course, decision = at(101, course)
+    assert decision is not None
+    assert decision.act is Act.ABORT
+
+
+def test_the_pauses_grow_and_end_at_the_limit() -> None:
+    assert list_downtimes_ms(400) == (100, 200, 400)
+    assert list_downtimes_ms(40) == (20, 40)
+    assert list_downtimes_ms(1) == (1,)
