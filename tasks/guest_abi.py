@@ -74,21 +74,30 @@ class GuestAbi(BaseModel):
         """Return a guest's frozen facts; release 0.1 froze the machine and the CPU only."""
         if "nics" in row:
             return cls.model_validate(row)
-        return cls.model_validate({**row, "nics": cards_of(instance_id, spec)})
+        return cls.model_validate({**row, "nics": cards_of(instance_id, spec, revision=0)})
 
 
-def nic_mac(instance_id: UUID, index: int, card: NetworkCard) -> str:
-    """Return a card's MAC address: its own, or QEMU's prefix and 24 bits of the guest's id."""
+def nic_mac(instance_id: UUID, index: int, card: NetworkCard, *, revision: int = REVISION) -> str:
+    """Return a card's MAC address: its own, or a local one made of the guest's id.
+
+    Of 40 bits of it, because 24, as in release 0.1 behind QEMU's prefix, give two of some thousand
+    guests the same address.
+    """
     if card.mac is not None:
         return card.mac
     digest = hashlib.sha256(f"{instance_id}:nic{index}".encode()).digest()
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
+    prefix, count = ("52:54:00", 3) if revision == 0 else ("52", 5)
+    return ":".join([prefix, *(f"{byte:02x}" for byte in digest[:count])])
 
 
-def cards_of(instance_id: UUID, spec: InstanceSpec) -> tuple[CardAbi, ...]:
+def cards_of(
+    instance_id: UUID, spec: InstanceSpec, *, revision: int = REVISION
+) -> tuple[CardAbi, ...]:
     """Return the cards of a spec with their MAC addresses."""
     return tuple(
-        CardAbi(mac=nic_mac(instance_id, index, card), model=card.model, mtu=card.mtu)
+        CardAbi(
+            mac=nic_mac(instance_id, index, card, revision=revision), model=card.model, mtu=card.mtu
+        )
         for index, card in enumerate(spec.nics)
     )
 

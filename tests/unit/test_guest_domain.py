@@ -123,6 +123,13 @@ def test_a_guest_of_release_0_1_keeps_its_machine_and_its_mac() -> None:
     assert [nic.mac for nic in machine_of(spec, abi).nics] == ["52:54:00:cb:bc:a6"]
 
 
+def test_macs_are_local_unicast_and_of_forty_bits() -> None:
+    spec = spec_of(bridge="br0")
+    macs = {nic_mac(UUID(int=number), 0, spec.nics[0]) for number in range(20_000)}
+    assert len(macs) == 20_000
+    assert all(mac.startswith("52:") and len(mac) == 17 for mac in macs)
+
+
 def test_cards_have_macs_of_their_own() -> None:
     spec = spec_of(network_cards=[{"bridge": "b0"}] * 8)
     macs = [card.mac for card in freeze(ID, spec, DEBIAN_12, ALIASES).nics]
