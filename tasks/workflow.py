@@ -62,7 +62,8 @@ class StepSpec:
         intends: whether ``do`` writes every effect into the ledger before it has it: a step that
             failed and has written none made nothing, and is not undone.
         admit: asked in the claim's transaction; a sentence means «not yet», and why.
-        best_effort: its failure is noted and does not fail the operation.
+        best_effort: comes after the point of no return; what it cannot do is owed, and the
+            operation succeeds without it.
         max_failures: how often it may fail before it fails for good; a worker that is lost in the
             middle counts as a failure, but ten of those are granted to every step.
         is_harmless: leaves nothing that is the guest's, however it ends.
