@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -169,7 +168,7 @@ class Fetch:
 
     @contextmanager
     def _source(self, url: str) -> Iterator[ImageSource]:
-        if urlsplit(url).scheme == "nbd":
+        if url.partition("://")[0].lower() == "nbd":
             yield NbdSource(parse_remote_source(url))
             return
         if not is_http(url):

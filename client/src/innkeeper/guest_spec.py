@@ -5,7 +5,6 @@ anything.
 """
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -113,7 +112,7 @@ class InstanceSpec(Request):
         return self
 
     def _problems_of_delivery(self) -> list[str]:
-        scheme = urlsplit(self.image).scheme if "://" in self.image else "file"
+        scheme = self.image.partition("://")[0].lower() if "://" in self.image else "file"
         if self.delivery == "fetch":
             return ["image: an nbd URL needs delivery: instant"] if scheme == "nbd" else []
         problems = []
