@@ -57,6 +57,7 @@ class Operation(Timestamps, Base):
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     requested_by: Mapped[str | None]
     reason: Mapped[str | None]
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("operations.id"), index=True)
     epoch: Mapped[int] = mapped_column(server_default=text("0"))
     state_before: Mapped[str | None]
     is_committed: Mapped[bool] = mapped_column(server_default=text("false"))

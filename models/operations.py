@@ -39,6 +39,7 @@ class NewOperation:
     src_host: str | None = None
     dst_host: str | None = None
     refusals: list[dict[str, Any]] = field(default_factory=list)
+    parent_id: UUID | None = None
 
 
 def find_instance_by_reference(session: Session, reference: str) -> Instance | None:
@@ -85,6 +86,7 @@ def insert_operation(session: Session, new: NewOperation, steps: Sequence[Planne
             src_host=new.src_host,
             dst_host=new.dst_host,
             refusals=new.refusals,
+            parent_id=new.parent_id,
             deadline_at=func.clock_timestamp()
             + func.make_interval(0, 0, 0, 0, 0, 0, new.deadline_s),
         )

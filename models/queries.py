@@ -205,6 +205,7 @@ def view_operation(
         dst_host=operation.dst_host,
         requested_by=operation.requested_by,
         reason=operation.reason,
+        parent_id=operation.parent_id,
         cancel_requested=operation.cancel_requested,
         progress=Progress(
             step=current or operation.progress.get("step"),

@@ -1,7 +1,7 @@
 """What a step is given: its operation, its guest, the host's parts, and the outside's wishes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +104,12 @@ class HostServices:
 
 @dataclass
 class StepContext:
-    """One attempt at one step."""
+    """One attempt at one step.
+
+    Args:
+        ring: rings for an operation that the step has written; a bell that is lost is rung again
+            by the sweeper.
+    """
 
     database: Database
     operation: Operation
@@ -114,6 +119,7 @@ class StepContext:
     services: HostServices | None
     _instance: Instance | None
     keyring: Keyring = field(default_factory=Keyring)
+    ring: Callable[[UUID], None] = lambda _operation_id: None
     _written_at: float = field(default=0.0)
     log: Any = field(default_factory=lambda: structlog.get_logger("step"))
 

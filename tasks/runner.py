@@ -142,6 +142,7 @@ def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
             services=engine.services if claim.step.host else None,
             _instance=claim.instance,
             keyring=engine.keyring,
+            ring=engine.bells.ring,
         )
         try:
             _refuse_if_hopeless(claim)

@@ -1,4 +1,4 @@
-"""a migration's forecast and what was decided while it ran
+"""a migration's forecast and decisions; operations that are parts of others
 
 Revision ID: 0005
 Revises: 0004
@@ -23,8 +23,20 @@ def upgrade() -> None:
         "migrations",
         sa.Column("decisions", json, server_default=sa.text("'[]'"), nullable=False),
     )
+    op.add_column(
+        "operations",
+        sa.Column(
+            "parent_id",
+            sa.Uuid(),
+            sa.ForeignKey("operations.id", name="fk_operations_parent_id_operations"),
+            nullable=True,
+        ),
+    )
+    op.create_index("ix_operations_parent_id", "operations", ["parent_id"])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_operations_parent_id", "operations")
+    op.drop_column("operations", "parent_id")
     op.drop_column("migrations", "decisions")
     op.drop_column("migrations", "forecast")

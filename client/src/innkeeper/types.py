@@ -157,7 +157,8 @@ class StepView(View):
 class OperationView(View):
     """An operation and, in ``steps``, its timeline.
 
-    ``refusals`` tells for each host that was not taken ``{host, code, message}``.
+    ``refusals`` tells for each host that was not taken ``{host, code, message}``; ``parent_id`` is
+    the operation that this one is a part of.
     """
 
     id: UUID
@@ -169,6 +170,7 @@ class OperationView(View):
     dst_host: str | None = None
     requested_by: str | None = None
     reason: str | None = None
+    parent_id: UUID | None = None
     cancel_requested: bool = False
     progress: Progress = Progress()
     refusals: list[dict[str, Any]] = Field(default_factory=list)
