@@ -64,6 +64,9 @@ def up(
         bool, typer.Option(help="Run Innkeeper's own processes (control, beat, host workers).")
     ] = True,
     flower: Annotated[bool, typer.Option(help="Run Flower (with --workers).")] = False,
+    gluster: Annotated[
+        bool, typer.Option("--gluster", help="Mount real shared storage (GlusterFS) on every host.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier lab's data.")] = False,
     owner_pid: Annotated[
         int | None, typer.Option(help="End the lab when this process ends.")
@@ -83,6 +86,7 @@ def up(
         hosts=hosts,
         workers=workers,
         flower=flower,
+        gluster=gluster,
         fresh=fresh,
         owner_pid=owner_pid,
         env=extra,

@@ -55,6 +55,7 @@ class Description:
     workers: bool
     flower: bool
     extra_env: dict[str, str]
+    gluster: bool = False
 
     def host(self, name: str) -> HostFacts:
         """Return the host of this name."""
@@ -76,6 +77,7 @@ class Description:
             workers=data["workers"],
             flower=data["flower"],
             extra_env=data["extra_env"],
+            gluster=data.get("gluster", False),
         )
 
 

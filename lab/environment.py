@@ -7,13 +7,15 @@ import os
 from pathlib import Path
 
 from lab.description import Description
-from lab.layout import SHARED_MOUNT, Layout, variable_suffix
+from lab.layout import GLUSTER_MOUNT, SHARED_MOUNT, Layout, variable_suffix
 from lab.network import Subnet
 
 _POOLS = {
     "local": {"path": "/var/lib/innkeeper"},
     "shared": {"path": SHARED_MOUNT, "shared": True, "trusted_coherent": True},
 }
+# Libvirt knows this file system by its type: nobody has to vouch for it.
+_GLUSTER_POOL = {"gluster": {"path": GLUSTER_MOUNT, "shared": True}}
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TERM", "TZ")
 
 
@@ -55,7 +57,7 @@ def for_host(lab: Description, name: str) -> dict[str, str]:
         "INNKEEPER_HOST_NAME": name,
         "INNKEEPER_LIBVIRT_URI": "qemu:///system",
         "INNKEEPER_MIGRATION_ADDRESS": lab.host(name).address,
-        "INNKEEPER_POOLS": json.dumps(_POOLS),
+        "INNKEEPER_POOLS": json.dumps(_POOLS | (_GLUSTER_POOL if lab.gluster else {})),
         "INNKEEPER_DOMAIN_TYPE": "qemu",
         "INNKEEPER_ALLOWED_FILE_ROOTS": str(Path(lab.images.directory)),
         # What the lab's own address serves may be booted from at once.

@@ -38,6 +38,7 @@ class Lab:
         hosts: int = 2,
         workers: bool = True,
         flower: bool = False,
+        gluster: bool = False,
         fresh: bool = False,
         owner_pid: int | None = None,
         env: Mapping[str, str] | None = None,
@@ -50,6 +51,7 @@ class Lab:
             hosts: how many hypervisor hosts.
             workers: run Innkeeper's own processes too.
             flower: run Flower too (with workers).
+            gluster: mount a GlusterFS volume on every host, as the pool ``gluster``.
             fresh: forget what an earlier lab left in the directory.
             owner_pid: end the lab when this process ends, however it ends.
             env: more variables for Innkeeper's processes.
@@ -66,6 +68,7 @@ class Lab:
             hosts=hosts,
             workers=workers,
             flower=flower and workers,
+            gluster=gluster,
             owner_pid=owner_pid,
             env=env or {},
             show=show,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import libvirt_config
-from lab.layout import HOST_MOUNTS, SHARED_MOUNT, Layout
+from lab.layout import GLUSTER_MOUNT, HOST_MOUNTS, SHARED_MOUNT, Layout
 from lab.namespaces import Namespaces, hold
 from lab.processes import ProcessTable
 
@@ -70,7 +70,7 @@ def mount_commands(layout: Layout, name: str, images: Path) -> list[list[str]]:
 
 def create_mount_points() -> None:
     """Make the directories that hosts mount over, where the machine lacks them."""
-    for target in [SHARED_MOUNT, *HOST_MOUNTS.values()]:
+    for target in [SHARED_MOUNT, GLUSTER_MOUNT, *HOST_MOUNTS.values()]:
         Path(target).mkdir(parents=True, exist_ok=True)
     for file in (Path("/etc/hosts"), Path("/etc/hostname")):
         file.touch(exist_ok=True)

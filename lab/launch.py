@@ -31,6 +31,7 @@ def up(
     hosts: int,
     workers: bool,
     flower: bool,
+    gluster: bool = False,
     owner_pid: int | None,
     env: Mapping[str, str],
     show: Callable[[str], None],
@@ -42,6 +43,7 @@ def up(
         hosts: how many hosts.
         workers: run Innkeeper's own processes.
         flower: run Flower.
+        gluster: mount a GlusterFS volume on every host, as the pool ``gluster``.
         owner_pid: the lab ends when this process does; None lets it run until `down`.
         env: more variables for Innkeeper's processes.
         show: is told what is being done.
@@ -72,6 +74,7 @@ def up(
         "hosts": hosts,
         "workers": workers,
         "flower": flower,
+        "gluster": gluster,
         "env": dict(env),
         "images": asdict(images),
         "progress_fd": write_end,

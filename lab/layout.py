@@ -7,6 +7,7 @@ A lab is one directory ``D``::
     D/supervisor.lock     held (flock) as long as the lab lives
     D/logs/ROLE[-HOST].log
     D/postgres, D/redis   data
+    D/gluster             GlusterFS: its state and the bricks (only with --gluster)
     D/shared              the directory every host sees as /srv/innkeeper-shared
     D/secret-keys         the workers' private keys for sealed secrets
     D/run/ready/          files by which workers say that they are ready
@@ -43,6 +44,8 @@ HOST_MOUNTS = {
 """Directory below ``D/hosts/NAME`` → where that host sees it."""
 
 SHARED_MOUNT = "/srv/innkeeper-shared"
+
+GLUSTER_MOUNT = "/srv/innkeeper-gluster"
 
 
 def default_directory() -> Path:
@@ -108,6 +111,11 @@ class Layout:
         return self.root / "shared"
 
     @property
+    def gluster(self) -> Path:
+        """GlusterFS's state and data."""
+        return self.root / "gluster"
+
+    @property
     def secret_keys(self) -> Path:
         """The workers' private keys."""
         return self.root / "secret-keys"
@@ -150,7 +158,7 @@ class Layout:
                 f" over {UNIX_SOCKET_PATH_MAX} bytes, and {longest} has {len(longest)}."
                 " Choose a shorter --dir."
             )
-        for hidden in [*HOST_MOUNTS.values(), SHARED_MOUNT]:
+        for hidden in [*HOST_MOUNTS.values(), SHARED_MOUNT, GLUSTER_MOUNT]:
             if self.root.is_relative_to(hidden) or REPOSITORY.is_relative_to(hidden):
                 raise LabError(
                     f"neither the lab's directory ({self.root}) nor the checkout ({REPOSITORY}) may"

@@ -39,6 +39,11 @@ class Subnet:
         """Return a host's own address."""
         return f"10.213.{self.number}.{10 + index}"
 
+    @property
+    def storage_address(self) -> str:
+        """Where the storage's server listens."""
+        return f"10.213.{self.number}.2"
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -127,6 +132,22 @@ class Network:
             "link set br0 up",
         )
         self.addresses[host] = address
+
+    async def plug_storage(self, name: str, namespaces: Namespaces) -> None:
+        """Give the storage's server its address on ``eth0``; guests do not see it."""
+        address = self.subnet.storage_address
+        inside, switch = namespaces.holder.pid, self._switch.holder.pid
+        await self._ip(
+            None, f"link add eth0 netns {inside} type veth peer name {name} netns {switch}"
+        )
+        await self._ip(self._switch, f"link set {name} master mgmt", f"link set {name} up")
+        await self._ip(
+            namespaces,
+            "link set lo up",
+            f"addr add {address}/24 dev eth0",
+            "link set eth0 up",
+        )
+        self.addresses[name] = address
 
     async def cut(self, cut: Cut) -> None:
         """Drop packets as the cut says; established connections feel it too."""

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lab import environment, hosts, services
+from lab import environment, gluster, hosts, services
 from lab.description import Description
 from lab.errors import LabError
 from lab.hosts import Host
-from lab.layout import REPOSITORY, Layout
+from lab.layout import GLUSTER_MOUNT, REPOSITORY, Layout
+from lab.namespaces import Namespaces
 from lab.processes import Process, ProcessTable
 
 Probe = Callable[[Process], Awaitable[bool]]
@@ -61,6 +62,31 @@ def service_roles(table: ProcessTable, layout: Layout, lab: Description) -> list
             _pings(endpoints.address, endpoints.redis_port),
             ready_timeout_s=_READY_S,
             layer=0,
+        ),
+    ]
+
+
+def gluster_roles(
+    table: ProcessTable, layout: Layout, server: Namespaces, booted: list[Host]
+) -> list[Role]:
+    """Return GlusterFS's server and, once its volume is there, a mount on every host."""
+    return [
+        Role(
+            "glusterd",
+            server.command(gluster.server_command(layout)),
+            _succeeds(table, server.command(gluster.ready_command())),
+            ready_timeout_s=_READY_S,
+            layer=-1,
+        ),
+        *(
+            Role(
+                f"gluster:{host.name}",
+                host.namespaces.command(gluster.mount_command(layout, host.name)),
+                _mounted(table, host.namespaces),
+                ready_timeout_s=_READY_S,
+                layer=0,
+            )
+            for host in booted
         ),
     ]
 
@@ -115,6 +141,15 @@ def _worker(name: str, layout: Layout, lab: Description, arguments: list[str]) -
 def _exists(path: Path) -> Probe:
     async def probe(_: Process) -> bool:
         return path.exists()
+
+    return probe
+
+
+def _mounted(table: ProcessTable, namespaces: Namespaces) -> Probe:
+    answers = _succeeds(table, namespaces.command(["stat", "--file-system", GLUSTER_MOUNT]))
+
+    async def probe(process: Process) -> bool:
+        return gluster.is_mounted(namespaces.holder.pid) and await answers(process)
 
     return probe
 

@@ -74,6 +74,7 @@ async def _serve(options: dict[str, Any], progress: Progress) -> None:
             Images(**options["images"]),
             workers=options["workers"],
             flower=options["flower"],
+            with_gluster=options["gluster"],
             extra_env=options["env"],
         )
     except LabError as error:

@@ -14,17 +14,18 @@ from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lab import capabilities_cache, environment, hosts, libvirt_config, services
+from lab import capabilities_cache, environment, gluster, hosts, libvirt_config, services
 from lab import description as descriptions
 from lab.description import Description, HostFacts, Images
 from lab.errors import LabError
 from lab.hosts import Host
 from lab.layout import REPOSITORY, Layout, host_names
+from lab.namespaces import Namespaces
 from lab.network import SERVICES, Cut, Network
 from lab.processes import ProcessTable
 from lab.progress import Progress
 from lab.protocol import Request
-from lab.roles import libvirtd_role, migrate_command, service_roles, worker_roles
+from lab.roles import gluster_roles, libvirtd_role, migrate_command, service_roles, worker_roles
 from lab.running import Running
 
 _LOOKS = ("describe", "status")
@@ -50,6 +51,7 @@ class Supervisor:
         *,
         workers: bool,
         flower: bool,
+        with_gluster: bool,
         extra_env: dict[str, str],
     ) -> None:
         """Bring up everything; returns when all roles are ready."""
@@ -62,6 +64,7 @@ class Supervisor:
             network.subnet.services_address, previous.endpoints if previous else None
         )
         booted = await self._boot_hosts(network, count, Path(images.directory))
+        storage = await self._boot_storage(network, booted) if with_gluster else None
         self._lab = lab = Description(
             directory=str(layout.root),
             subnet=network.subnet.number,
@@ -71,13 +74,18 @@ class Supervisor:
             workers=workers,
             flower=flower,
             extra_env=extra_env,
+            gluster=with_gluster,
         )
         descriptions.save(layout.description, lab)
         self._running.add(service_roles(table, layout, lab))
         self._running.add([libvirtd_role(table, lab, host) for host in booted])
         if workers:
             self._running.add(worker_roles(layout, lab, booted))
-        await _together([self._start_services(lab), self._start_libvirtds(booted)])
+        starts = [self._start_services(lab), self._start_libvirtds(booted)]
+        if storage is not None:
+            self._running.add(gluster_roles(table, layout, storage, booted))
+            starts.append(self._start_gluster(storage, booted))
+        await _together(starts)
         if workers:
             await self._start_workers(lab)
 
@@ -86,6 +94,7 @@ class Supervisor:
         names = host_names(count)
         addresses = {SERVICES: network.subnet.services_address}
         addresses |= {name: network.subnet.host_address(i) for i, name in enumerate(names)}
+        addresses[gluster.SERVER] = network.subnet.storage_address
         hosts.create_mount_points()
         for name in names:
             content = hosts.hosts_file(addresses)
@@ -97,6 +106,12 @@ class Supervisor:
             return Host(name, index, addresses[name], namespaces)
 
         return list(await asyncio.gather(*(boot(i, name) for i, name in enumerate(names))))
+
+    async def _boot_storage(self, network: Network, booted: list[Host]) -> Namespaces:
+        content = (self._layout.host(booted[0].name) / "hosts").read_text()
+        namespaces = await gluster.boot(self._table, self._layout, content)
+        await network.plug_storage(gluster.SERVER, namespaces)
+        return namespaces
 
     def _facts(self, host: Host) -> HostFacts:
         socket = self._layout.libvirt_socket(host.name)
@@ -121,6 +136,15 @@ class Supervisor:
             self._progress.say("redis is ready")
 
         await _together([postgres(), redis()])
+
+    async def _start_gluster(self, storage: Namespaces, booted: list[Host]) -> None:
+        await self._running.start("glusterd")
+        await gluster.ensure_volume(self._table, self._layout, storage)
+        await _together([self._mount(host) for host in booted])
+        self._progress.say("glusterfs is mounted")
+
+    async def _mount(self, host: Host) -> None:
+        await self._running.start(f"gluster:{host.name}")
 
     async def _start_libvirtds(self, booted: list[Host]) -> None:
         async def start(host: Host) -> None:
