@@ -1,6 +1,7 @@
 """Registration, heartbeat and switching on and off of hosts."""
 
 from dataclasses import asdict, dataclass
+from enum import Enum, auto
 from typing import Any
 from uuid import UUID
 
@@ -8,7 +9,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from innkeeper.errors import FencingError, NotFound
+from innkeeper.errors import FencingError, NotFound, StateConflict
 from models.host import Host
 
 
@@ -72,19 +73,32 @@ def register_host(session: Session, registration: HostRegistration) -> None:
     )
 
 
-def beat_heart(session: Session, name: str, worker_id: str) -> bool:
-    """Write that the host's worker lives.
+class Heartbeat(Enum):
+    """What a worker learns when it says that it lives.
 
-    Returns:
-        False when another worker process has registered for the host since.
+    ours: it is the host's worker; replaced: another process has registered since; fenced: the
+    host was taken for dead, and is not heard until it has cleaned up.
     """
+
+    OURS = auto()
+    REPLACED = auto()
+    FENCED = auto()
+
+
+def beat_heart(session: Session, name: str, worker_id: str) -> Heartbeat:
+    """Write that the host's worker lives, unless the host was fenced."""
     touched = session.execute(
         update(Host)
-        .where(Host.name == name, Host.worker_id == worker_id)
+        .where(Host.name == name, Host.worker_id == worker_id, Host.fenced_at.is_(None))
         .values(heartbeat_at=func.clock_timestamp())
         .returning(Host.name)
     ).scalar_one_or_none()
-    return touched is not None
+    if touched is not None:
+        return Heartbeat.OURS
+    is_fenced = session.scalar(
+        select(Host.fenced_at.is_not(None)).where(Host.name == name, Host.worker_id == worker_id)
+    )
+    return Heartbeat.FENCED if is_fenced else Heartbeat.REPLACED
 
 
 def disable_host(
@@ -115,8 +129,19 @@ def enable_host(session: Session, name: str, *, kind: str) -> Host:
 
     Raises:
         NotFound: there is no such host.
+        StateConflict: an operator enables a host that was fenced and has not come back clean.
     """
     host = _get_locked(session, name)
+    if kind == "operator" and host.fenced_at is not None:
+        raise StateConflict(
+            f"Host {name} was fenced and has not come back since.",
+            {
+                "host": name,
+                "expected": ["clean"],
+                "actual": "fenced",
+                "hint": "Start its worker: it removes what was moved away, then enable the host.",
+            },
+        )
     if kind == "operator" or host.disabled_kind == "auto":
         host.is_enabled = True
         host.disabled_kind = host.disabled_by = host.disabled_reason = None

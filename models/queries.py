@@ -152,6 +152,7 @@ def list_hosts(session: Session) -> list[HostView]:
             disabled_reason=snapshot.disabled_reason,
             disabled_by=rows[snapshot.name].disabled_by,
             heartbeat_at=rows[snapshot.name].heartbeat_at,
+            fenced_at=rows[snapshot.name].fenced_at,
             libvirt_version=rows[snapshot.name].libvirt_version,
             qemu_version=rows[snapshot.name].qemu_version,
             cpu_model=rows[snapshot.name].cpu_model,

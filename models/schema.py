@@ -3,6 +3,7 @@
 from models.base import Base
 from models.disk import Disk
 from models.event import Event
+from models.fencing import Evacuation, Fencing
 from models.host import Claim, Host
 from models.image import CachedImage, Image
 from models.instance import Instance
@@ -17,7 +18,9 @@ __all__ = [
     "CachedImage",
     "Claim",
     "Disk",
+    "Evacuation",
     "Event",
+    "Fencing",
     "Host",
     "Image",
     "Instance",

@@ -33,6 +33,7 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.StartFailed,
         errors.StartInterrupted,
         errors.NetworkNotReady,
+        errors.HostFenced,
         # A key is missing on this host; control, where it has keys, has refused the others.
         errors.SecretUnreadable,
         # The destination of a migration was found wanting.
@@ -93,6 +94,9 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.FencingError,
         errors.StaleDomain,
         errors.LeaseLost,
+        errors.NotFenced,
+        errors.FencingFailed,
+        errors.HostReturned,
         errors.ServiceError,
         errors.BrokerUnavailable,
         errors.WaitTimeout,

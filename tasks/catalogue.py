@@ -1,6 +1,8 @@
 """Every workflow of this release."""
 
 from tasks.delete import DELETE
+from tasks.evacuate import EVACUATE
+from tasks.evacuate_instance import EVACUATE_INSTANCE
 from tasks.hydrate import HYDRATE
 from tasks.live_migrate import LIVE_MIGRATE
 from tasks.power_verbs import REBOOT, START, STOP
@@ -9,4 +11,16 @@ from tasks.prewarm import PREWARM
 from tasks.spawn import SPAWN
 from tasks.workflow import Workflows
 
-WORKFLOWS = Workflows(SPAWN, LIVE_MIGRATE, START, STOP, REBOOT, DELETE, HYDRATE, PREFETCH, PREWARM)
+WORKFLOWS = Workflows(
+    SPAWN,
+    LIVE_MIGRATE,
+    START,
+    STOP,
+    REBOOT,
+    DELETE,
+    HYDRATE,
+    PREFETCH,
+    PREWARM,
+    EVACUATE,
+    EVACUATE_INSTANCE,
+)

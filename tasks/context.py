@@ -19,6 +19,7 @@ from models.operation import Operation
 from models.operations import commit_unless_cancelled, write_progress
 from models.session import Database
 from tasks.crashpoints import crash_point
+from tasks.fencing_hook import FencingHook
 from tasks.guest_abi import GuestDefaults
 from tasks.image_policy import CacheLimits
 from tasks.keyring import Keyring
@@ -109,6 +110,7 @@ class StepContext:
     Args:
         ring: rings for an operation that the step has written; a bell that is lost is rung again
             by the sweeper.
+        fencing_hook: switches hosts off; None where that is done by hand.
     """
 
     database: Database
@@ -120,6 +122,7 @@ class StepContext:
     _instance: Instance | None
     keyring: Keyring = field(default_factory=Keyring)
     ring: Callable[[UUID], None] = lambda _operation_id: None
+    fencing_hook: FencingHook | None = None
     _written_at: float = field(default=0.0)
     log: Any = field(default_factory=lambda: structlog.get_logger("step"))
 

@@ -11,6 +11,7 @@ from models.operation import Operation
 from models.session import Database
 from tasks.bells import Bells
 from tasks.context import HostServices, name_boundary
+from tasks.fencing_hook import FencingHook
 from tasks.keyring import Keyring
 from tasks.leases import LeaseKeeper
 from tasks.workflow import StepSpec, Workflow, Workflows
@@ -36,6 +37,7 @@ class Engine:
         look_again: has a guest's power state read once more, after an operation on it has failed:
             what its domain did meanwhile was the operation's business.
         keyring: opens what callers have sealed.
+        fencing_hook: switches hosts off; None where that is done by hand.
     """
 
     database: Database
@@ -45,6 +47,7 @@ class Engine:
     services: HostServices | None
     look_again: Callable[[UUID], None] = lambda _instance_id: None
     keyring: Keyring = field(default_factory=Keyring)
+    fencing_hook: FencingHook | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,18 @@ from celery.exceptions import Ignore
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from innkeeper.contract import IMAGE_PREWARM, SYSTEM_PUBLIC_KEY
+from innkeeper.contract import (
+    HOST_EVACUATE,
+    HOST_EVACUATION_PLAN,
+    IMAGE_PREWARM,
+    SYSTEM_PUBLIC_KEY,
+)
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest, NotFound
 from models.refusal import find_refusal, record_refusal
 from tasks.catalogue import WORKFLOWS
 from tasks.crashpoints import crash_point
 from tasks.engine import Engine, Verdict
+from tasks.evacuation_plan import plan_evacuation
 from tasks.guest_data import refuse_unreadable
 from tasks.queries import QUERIES, Answer
 from tasks.requests import ACCEPT, Accept, Envelope, find_repeated
@@ -34,7 +40,10 @@ REQUEST_NOTES = """
     Retries: none; the caller sends again, with the same id or idempotency key.
 """
 
-SUBJECTS = {kind: f"innkeeper.instance.{kind}" for kind in ACCEPT} | {"prewarm": IMAGE_PREWARM}
+SUBJECTS = {kind: f"innkeeper.instance.{kind}" for kind in ACCEPT} | {
+    "prewarm": IMAGE_PREWARM,
+    "evacuate": HOST_EVACUATE,
+}
 
 
 def register_tasks(app: Celery, engine: Callable[[], Engine]) -> None:
@@ -52,6 +61,7 @@ def register_tasks(app: Celery, engine: Callable[[], Engine]) -> None:
         _register_request(app, engine, kind)
     for name, query in QUERIES.items():
         _register_query(app, engine, name, query)
+    _register_evacuation_plan(app, engine)
     _register_public_key(app, engine)
 
 
@@ -184,6 +194,22 @@ def _register_query(
     app.task(
         name=name, ignore_result=False, shared=False, send_events=False, throws=(InnkeeperError,)
     )(answer)
+
+
+def _register_evacuation_plan(app: Celery, engine: Callable[[], Engine]) -> None:
+    def evacuation_plan(session: Session, *, host: str) -> Answer:
+        """Return what an evacuation of a host would do.
+
+        Queue: control; milliseconds.
+        Idempotency: only reads.
+        Undo: none.
+        On crash: ask again.
+        Retries: none.
+        """
+        plan = plan_evacuation(session, host, has_hook=engine().fencing_hook is not None)
+        return plan.model_dump(mode="json")
+
+    _register_query(app, engine, HOST_EVACUATION_PLAN, evacuation_plan)
 
 
 def _register_public_key(app: Celery, engine: Callable[[], Engine]) -> None:

@@ -13,15 +13,17 @@ from sqlalchemy.orm import Session
 
 from innkeeper.errors import (
     AlreadyExists,
+    Busy,
     Conflict,
     InvalidRequest,
     NotFound,
     PrecheckFailed,
     StateConflict,
 )
+from innkeeper.evacuation_types import EvacuationSpec
 from innkeeper.image_types import PrewarmSpec
 from innkeeper.sealing import without_sealing
-from innkeeper.states import InstanceState
+from innkeeper.states import LIVE_OPERATION_STATES, InstanceState
 from innkeeper.types import (
     InstanceSpec,
     MigrationPolicy,
@@ -32,6 +34,7 @@ from innkeeper.types import (
 )
 from models.advisory import lock
 from models.disk_claims import find_virtual_size
+from models.fencing import list_residents
 from models.host import Host
 from models.instance import Instance
 from models.operation import Migration, Operation, OperationAlias
@@ -56,6 +59,8 @@ SPAWN_MARGIN_S = 1800.0
 MIGRATE_MARGIN_S = 180.0
 VERB_MARGIN_S = 120.0
 HYDRATE_MARGIN_S = 4 * 3600.0
+EVACUATE_MARGIN_S = 4200.0
+EVACUATE_PER_GUEST_S = 60.0
 PREWARM_MARGIN_S = 600.0
 PREWARM_PER_HOST_S = 1800.0
 
@@ -336,6 +341,45 @@ def accept_prewarm(session: Session, envelope: Envelope, fields: dict[str, Any])
     insert_operation(session, new, plan)
 
 
+def accept_evacuate(session: Session, envelope: Envelope, fields: dict[str, Any]) -> None:
+    """Take on the evacuation of a host; whether it is dead is found out by its first step.
+
+    Raises:
+        InvalidRequest, NotFound, Busy: nothing was written.
+    """
+    spec = parse_request(EvacuationSpec, fields.get("spec"))
+    if spec.confirmed_dead is not None and not envelope.requested_by:
+        raise InvalidRequest(
+            "Who vouches for a host's death must say who he is.",
+            {"problems": [{"path": "requested_by", "message": "a name is needed"}]},
+        )
+    lock(session, f"evacuate:{spec.host}")
+    if session.get(Host, spec.host) is None:
+        raise NotFound(f"There is no host {spec.host!r}.", {"what": "host", "name": spec.host})
+    other = session.scalars(
+        select(Operation.id).where(
+            Operation.kind == "evacuate",
+            Operation.src_host == spec.host,
+            Operation.state.in_(LIVE_OPERATION_STATES),
+        )
+    ).first()
+    if other is not None:
+        raise Busy(
+            f"Host {spec.host} is being evacuated already.",
+            {"operation_id": str(other), "verb": "evacuate"},
+        )
+    guests = len(list_residents(session, spec.host))
+    new = _new(
+        envelope,
+        "evacuate",
+        fields,
+        {"spec": spec.model_dump(mode="json")},
+        deadline_s=EVACUATE_MARGIN_S + EVACUATE_PER_GUEST_S * guests,
+        src_host=spec.host,
+    )
+    insert_operation(session, new, WORKFLOWS["evacuate"].plan(src=spec.host, dst=None))
+
+
 def _reference(fields: dict[str, Any]) -> str:
     reference = fields.get("instance")
     if not isinstance(reference, str) or not reference:
@@ -362,4 +406,5 @@ ACCEPT: dict[str, Accept] = {
     "delete": _accept_verb("delete", DELETABLE, None, VERB_MARGIN_S),
     "hydrate": _accept_verb("hydrate", HYDRATABLE, None, HYDRATE_MARGIN_S),
     "prewarm": accept_prewarm,
+    "evacuate": accept_evacuate,
 }

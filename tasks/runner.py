@@ -28,6 +28,7 @@ from innkeeper.errors import (
 )
 from innkeeper.states import StepState
 from models import debts, ledger
+from models.host import Host
 from models.instance import Instance
 from models.operation import Operation, Step
 from models.session import Database
@@ -50,6 +51,7 @@ log = structlog.get_logger(__name__)
 # Workers die of other things than the step in hand, and several times in a row on a bad day; one
 # that dies of it every time must still come to an end.
 MOST_LOST_WORKERS = 10
+FENCED_RETRY_S = 2.0
 
 
 class Moot(Exception):
@@ -90,9 +92,10 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
         state = ledger.find_step_state(session, operation_id, position)
         is_over = state in (StepState.DONE, StepState.UNDONE, StepState.FAILED)
         return Verdict.PASS_ON if is_over else Verdict.IGNORE
-    operation, instance = session.execute(
-        select(Operation, Instance)
+    operation, instance, is_fenced = session.execute(
+        select(Operation, Instance, Host.fenced_at.is_not(None))
         .outerjoin(Instance, Instance.id == Operation.instance_id)
+        .outerjoin(Host, Host.name == step.host)
         .where(Operation.id == operation_id)
     ).one()
     workflow = engine.workflows[operation.kind]
@@ -100,6 +103,14 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
     if step.host is not None and (engine.services is None or engine.services.name != step.host):
         # A message on the wrong queue; the right worker is rung again by the sweeper.
         ledger.requeue_step(session, step.key, after_s=0)
+        return Verdict.IGNORE
+    if is_fenced and step.host is not None:
+        ledger.requeue_step(
+            session,
+            step.key,
+            after_s=FENCED_RETRY_S,
+            waiting_for=f"{step.host}, which was fenced, to be cleaned",
+        )
         return Verdict.IGNORE
     if operation.state.is_final:
         holder = debts.find_holder(session, operation_id)
@@ -143,6 +154,7 @@ def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
             _instance=claim.instance,
             keyring=engine.keyring,
             ring=engine.bells.ring,
+            fencing_hook=engine.fencing_hook,
         )
         try:
             _refuse_if_hopeless(claim)

@@ -5,7 +5,9 @@ A path that exists on both, or the same file-system type, proves nothing.
 
 import os
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
+
+_POOL_ID = ".innkeeper-pool-id"
 
 
 def write_probe(directory: Path, token: UUID) -> None:
@@ -37,3 +39,36 @@ def remove_probe(directory: Path, token: UUID) -> None:
 
 def _probe(directory: Path, token: UUID) -> Path:
     return directory / f".innkeeper-probe-{token}"
+
+
+def ensure_pool_id(directory: Path) -> str:
+    """Return the id that stands in a pool's directory, the same for every host that sees it.
+
+    A host that is dead cannot be asked whether another one sees its files; what it has read here
+    before can be compared.
+
+    Raises:
+        OSError: the directory cannot be read or written.
+    """
+    known = find_pool_id(directory)
+    if known is not None:
+        return known
+    fresh = uuid4()
+    draft = directory / f"{_POOL_ID}-{fresh}"
+    draft.write_text(str(fresh), encoding="ascii")
+    try:
+        # Of two hosts that come at the same moment the first one's stays.
+        os.link(draft, directory / _POOL_ID)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return (directory / _POOL_ID).read_text(encoding="ascii")
+
+
+def find_pool_id(directory: Path) -> str | None:
+    """Return the id of a pool's directory; None when nobody has given it one."""
+    try:
+        return str(UUID((directory / _POOL_ID).read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        return None

@@ -13,6 +13,7 @@ from tasks.catalogue import WORKFLOWS
 from tasks.chores import register_chores
 from tasks.context import HostServices
 from tasks.engine import Engine
+from tasks.fencing_hook import FencingHook
 from tasks.leases import LeaseKeeper
 from tasks.registration import register_tasks
 from workers.app import build_app
@@ -55,6 +56,9 @@ def build_engine(
         services=services,
         look_again=look_again,
         keyring=load_keyring(settings.secret_key_file),
+        fencing_hook=FencingHook(settings.fencing_hook, settings.fencing_timeout_s)
+        if settings.fencing_hook
+        else None,
     )
     register_everything(app, lambda: engine)
     return app, engine

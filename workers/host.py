@@ -11,21 +11,32 @@ from uuid import UUID
 import structlog
 from celery import Celery
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from innkeeper.errors import InnkeeperError
+from innkeeper.errors import HypervisorError, InnkeeperError
 from innkeeper.remote_source import parse_remote_source
 from models.consoles import list_console_limits
-from models.hosts import HostRegistration, beat_heart, disable_host, enable_host, register_host
+from models.fencing import note_return
+from models.hosts import (
+    Heartbeat,
+    HostRegistration,
+    beat_heart,
+    disable_host,
+    enable_host,
+    register_host,
+)
 from tasks.context import HostServices, Pool, RemotePolicy
 from tasks.engine import Engine
 from tasks.guest_abi import BASELINE_CPU, GuestDefaults
 from tasks.image_policy import CacheLimits
 from tasks.image_serving import find_served
+from tasks.returning import clean_returned_host, report_unexpected
 from virt.cage import get_cage
 from virt.hypervisor import Hypervisor
 from virt.identity import get_or_create
 from virt.image_scrub import Scrubber
 from virt.images import ImageCache
+from virt.sharing import ensure_pool_id
 from workers.consoles import ConsoleKeeper
 from workers.engine import build_engine
 from workers.events import EventPump
@@ -78,6 +89,7 @@ class HostRole:
             look_again=lambda instance_id: self._pump.look_at(instance_id) if self._pump else None,
         )
         self._registered = threading.Event()
+        self._registering = threading.Lock()
 
     def run(self) -> int:
         """Work until told to stop; returns the exit code."""
@@ -146,7 +158,12 @@ class HostRole:
             except OperationalError as exc:
                 log.warning("postgres is out of reach, the host waits", error=str(exc))
                 self._stop.wait(RETRY_S)
+            except HypervisorError as exc:
+                # A host that was fenced must not act before it is clean.
+                log.warning("libvirt is out of reach, the host waits", error=str(exc))
+                self._stop.wait(RETRY_S)
             else:
+                report_unexpected(self.engine.database, self.services)
                 return
 
     def _register(self) -> None:
@@ -156,7 +173,15 @@ class HostRole:
             self.engine.leases.owner,
             image_peer_url=self._image_server.url if self._image_server else "",
         )
-        self.engine.database.run(lambda session: register_host(session, registration))
+
+        def register(session: Session) -> bool:
+            register_host(session, registration)
+            # In one transaction: from the moment that it is heard no guest is taken from it.
+            return note_return(session, self.name)
+
+        with self._registering:
+            if self.engine.database.run(register):
+                clean_returned_host(self.engine.database, self.services)
         self.engine.database.run(lambda session: enable_host(session, self.name, kind="auto"))
         self._registered.set()
         if self._pump is not None:
@@ -169,11 +194,14 @@ class HostRole:
                 continue
             try:
                 with self.engine.database.transaction() as session:
-                    is_ours = beat_heart(session, self.name, self.engine.leases.owner)
-            except SQLAlchemyError as exc:
+                    heard = beat_heart(session, self.name, self.engine.leases.owner)
+                if heard is Heartbeat.FENCED:
+                    log.error("this host was fenced, and lives", host=self.name)
+                    self._register()
+            except (SQLAlchemyError, InnkeeperError) as exc:
                 log.warning("heartbeat not written", error=str(exc))
                 continue
-            if not is_ours:
+            if heard is Heartbeat.REPLACED:
                 log.error("another worker has registered for this host", host=self.name)
 
     def _find_console_limits(self, instance_ids: Collection[UUID]) -> dict[UUID, int | None]:
@@ -284,7 +312,11 @@ def describe_host(
         },
         migration_address=settings.migration_address or socket.gethostname(),
         pools={
-            name: {"shared": pool.shared, "total_gib": capacity[name]}
+            name: {
+                "shared": pool.shared,
+                "total_gib": capacity[name],
+                **({"id": ensure_pool_id(pool.path)} if pool.shared else {}),
+            }
             for name, pool in settings.pools.items()
         },
         vcpus_total=facts.vcpus,

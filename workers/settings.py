@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from innkeeper.remote_source import parse_remote_source
+from tasks.fencing_hook import check_command
 
 PREFIX = "INNKEEPER_"
+IN_JSON = frozenset({"pools", "fencing_hook"})
 CONFIG_FILE = Path("/etc/innkeeper/worker.toml")
 
 
@@ -175,6 +177,17 @@ class Settings(BaseModel):
         2.0
     )
     lease_s: Annotated[float, Field(ge=2, description="Length of a step's lease, seconds")] = 15.0
+    fencing_hook: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Program with its arguments, JSON in the environment, that ends with 0 "
+            "when the host is off; {host} and {address} are put in; read by control"
+        ),
+        AfterValidator(check_command),
+    ] = ()
+    fencing_timeout_s: Annotated[
+        float, Field(gt=0, le=3600, description="How long the fencing hook may take, seconds")
+    ] = 60.0
     prepared_statements: Annotated[
         bool, Field(description="Keep query plans; false behind a PgBouncer older than 1.21")
     ] = True
@@ -255,7 +268,7 @@ def load_settings(
 
 
 def _parse(name: str, raw: str) -> Any:
-    if name != "pools":
+    if name not in IN_JSON:
         return raw
     try:
         return json.loads(raw)

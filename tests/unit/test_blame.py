@@ -8,7 +8,7 @@ from innkeeper.errors import catalogue
 from tasks.blame import BLAME, Blame, is_fault_of_host, list_tried
 
 EXPECTED = {
-    Blame.HOST: "host_unsuitable hypervisor_busy hypervisor_error hypervisor_refused "
+    Blame.HOST: "host_fenced host_unsuitable hypervisor_busy hypervisor_error hypervisor_refused "
     "hypervisor_unavailable network_not_ready precheck_failed secret_unreadable start_failed "
     "start_interrupted",
     Blame.IMAGE: "backing_file digest_mismatch external_data_file fetch_failed format_mismatch "
@@ -20,7 +20,8 @@ EXPECTED = {
     "file_injection_failed guest_died guest_error migration_aborted migration_error "
     "migration_timeout stop_timeout",
     Blame.NOBODY: "attempts_exhausted broker_unavailable cancelled deadline_exceeded "
-    "domain_not_found fencing_error innkeeper_error internal_error interrupted lease_lost "
+    "domain_not_found fencing_error fencing_failed host_returned innkeeper_error internal_error "
+    "interrupted lease_lost not_fenced "
     "outcome_unknown service_error stale_domain wait_timeout",
 }
 

@@ -19,6 +19,7 @@ from uuid import UUID
 from innkeeper import contract, diagnosis, requests, sealing
 from innkeeper.diagnosis import Part
 from innkeeper.errors import InvalidRequest
+from innkeeper.evacuation_types import EvacuationPlan, EvacuationSpec
 from innkeeper.image_types import CachedImageView, PrewarmSpec
 from innkeeper.operation import Operation
 from innkeeper.requests import Asker, Message
@@ -276,6 +277,47 @@ class Innkeeper:
         """Keep new guests off the host; those on it stay."""
         kwargs = {"host": host, "reason": reason, "requested_by": self.requested_by}
         return HostView.model_validate(self._transport.ask(contract.HOST_DISABLE, kwargs))
+
+    def evacuate(
+        self,
+        host: str,
+        *,
+        confirmed_dead: str | None = None,
+        concurrency: int | None = None,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+    ) -> Operation:
+        """Ask for the guests of a dead host to run elsewhere.
+
+        Args:
+            host: the dead one; it is fenced first, and stays closed until it is enabled by hand.
+            confirmed_dead: who has seen that it is off, and how; without it the control workers'
+                fencing hook is run.
+            concurrency: how many guests are moved at once.
+            idempotency_key: see ``spawn``.
+            reason: free text for the record.
+
+        Returns:
+            The operation; its result says of each guest whether it was ``moved``, has ``failed``
+            or was ``left``, and why.
+
+        Raises:
+            InvalidRequest: before anything is sent.
+            BrokerUnavailable: when Redis does not take the request.
+        """
+        given: dict[str, Any] = {"confirmed_dead": confirmed_dead, "concurrency": concurrency}
+        fields = {name: value for name, value in given.items() if value is not None}
+        spec = requests.merged(EvacuationSpec, fields, {"host": host})
+        return self._send(requests.evacuate(spec, self._asker(reason, idempotency_key)))
+
+    def evacuation_plan(self, host: str) -> EvacuationPlan:
+        """Return what an evacuation would do with each guest of a host; does nothing.
+
+        Raises:
+            NotFound: there is no such host.
+        """
+        answer = self._transport.ask(contract.HOST_EVACUATION_PLAN, {"host": host})
+        return EvacuationPlan.model_validate(answer)
 
     def operation(self, operation_id: str | UUID) -> Operation:
         """Return a handle on an operation that somebody sent. Asks nothing yet.

@@ -21,6 +21,7 @@ INSTANCE_REBOOT: Final = "innkeeper.instance.reboot"
 INSTANCE_DELETE: Final = "innkeeper.instance.delete"
 INSTANCE_HYDRATE: Final = "innkeeper.instance.hydrate"
 IMAGE_PREWARM: Final = "innkeeper.image.prewarm"
+HOST_EVACUATE: Final = "innkeeper.host.evacuate"
 
 REQUEST_TASKS: Final = frozenset(
     {
@@ -32,6 +33,7 @@ REQUEST_TASKS: Final = frozenset(
         INSTANCE_DELETE,
         INSTANCE_HYDRATE,
         IMAGE_PREWARM,
+        HOST_EVACUATE,
     }
 )
 
@@ -41,6 +43,7 @@ INSTANCE_LIST: Final = "innkeeper.instance.list"
 HOST_LIST: Final = "innkeeper.host.list"
 HOST_ENABLE: Final = "innkeeper.host.enable"
 HOST_DISABLE: Final = "innkeeper.host.disable"
+HOST_EVACUATION_PLAN: Final = "innkeeper.host.evacuation_plan"
 GROUP_LIST: Final = "innkeeper.group.list"
 IMAGE_LIST: Final = "innkeeper.image.list"
 OPERATION_SHOW: Final = "innkeeper.operation.show"
@@ -56,6 +59,7 @@ QUERY_TASKS: Final = frozenset(
         HOST_LIST,
         HOST_ENABLE,
         HOST_DISABLE,
+        HOST_EVACUATION_PLAN,
         GROUP_LIST,
         IMAGE_LIST,
         OPERATION_SHOW,

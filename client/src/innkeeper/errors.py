@@ -18,7 +18,8 @@
     ├─ MigrationError          ├─ MigrationAborted ├─ MigrationTimeout └─ OutcomeUnknown
     ├─ HypervisorError         ├─ HypervisorUnavailable └─ HypervisorRefused
     ├─ Interrupted             ├─ Cancelled ├─ DeadlineExceeded └─ AttemptsExhausted
-    ├─ FencingError            ├─ StaleDomain └─ LeaseLost
+    ├─ FencingError            ├─ StaleDomain ├─ LeaseLost ├─ NotFenced
+    │                          ├─ FencingFailed ├─ HostFenced └─ HostReturned
     ├─ ServiceError            ├─ BrokerUnavailable └─ WaitTimeout
     └─ InternalError           a defect of Innkeeper
 
@@ -550,6 +551,38 @@ class LeaseLost(FencingError):
     """Another worker owns the step now; this one stops and writes nothing more."""
 
     code = "lease_lost"
+
+
+class NotFenced(FencingError):
+    """Nothing proves that the host is dead. Details: ``host``, ``heard_s``."""
+
+    code = "not_fenced"
+    default_hint = (
+        "Have the host switched off by a fencing hook, or see with your own eyes that it is off "
+        "and say so: --i-confirm-host-is-dead 'who looked, and how'."
+    )
+
+
+class FencingFailed(FencingError):
+    """The host could not be switched off, or lives although that was said. Details: ``output``."""
+
+    code = "fencing_failed"
+    default_hint = "Mend the fencing hook, or switch the host off by hand; nothing was moved."
+
+
+class HostFenced(FencingError):
+    """The operation had a part on a host that was fenced since; it was ended."""
+
+    code = "host_fenced"
+    default_effect = Effect.UNKNOWN
+    default_hint = "Look where the guest is now, innkeeper show NAME, and ask again."
+
+
+class HostReturned(FencingError):
+    """The fenced host is back: what was not moved before stays there. Details: ``src``."""
+
+    code = "host_returned"
+    default_hint = "The guest is on its host as before: start it there, or move it."
 
 
 class ServiceError(InnkeeperError):

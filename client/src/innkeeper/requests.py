@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from innkeeper import contract
 from innkeeper.addresses import show_address
 from innkeeper.errors import InvalidRequest
+from innkeeper.evacuation_types import EvacuationSpec
 from innkeeper.image_types import PrewarmSpec
 from innkeeper.messages import Name, Request
 from innkeeper.sealing import without_sealing
@@ -125,6 +126,12 @@ def prewarm(spec: PrewarmSpec, asker: Asker) -> Message:
     where = "all hosts" if spec.hosts is None else f"{len(spec.hosts)} hosts"
     shown = f"image={_image_shown(spec.image)} on {where}"
     return _message(contract.IMAGE_PREWARM, {"spec": _sent(spec)}, shown, asker)
+
+
+def evacuate(spec: EvacuationSpec, asker: Asker) -> Message:
+    """Ask for a dead host's guests to run elsewhere."""
+    how = "confirmed dead" if spec.confirmed_dead else "by the fencing hook"
+    return _message(contract.HOST_EVACUATE, {"spec": _sent(spec)}, f"{spec.host} {how}", asker)
 
 
 def instance_reference(instance: str | UUID) -> str:

@@ -194,6 +194,7 @@ class HostView(View):
     disabled_reason: str | None = None
     disabled_by: str | None = None
     heartbeat_at: datetime | None = None
+    fenced_at: datetime | None = None
     libvirt_version: str | None = None
     qemu_version: str | None = None
     cpu_model: str | None = None

@@ -54,10 +54,16 @@ FILES_STEP = "inject_files"
 
 POOLS = {"live_migrate[shared]": "shared"}
 
+DEATHS = "it takes a dead host; tests/workflow/test_evacuate_killed.py goes through its steps"
+KINDS_ELSEWHERE = {
+    "prefetch": "no request begins it; tests/workflow/test_hydration_killed.py goes through it",
+    "evacuate": DEATHS,
+    "evacuate_instance": DEATHS,
+}
 UNREACHABLE: dict[str, str] = {
-    point.name: "no request begins it; tests/workflow/test_hydration_killed.py goes through it"
-    for point in list_points(WORKFLOWS, ())
-    if point.kind == "prefetch"
+    point.name: KINDS_ELSEWHERE[point.kind]
+    for point in list_points(WORKFLOWS, ACCEPT)
+    if point.kind in KINDS_ELSEWHERE
 }
 """Points that no operation can be led to, and why. They have no cases."""
 

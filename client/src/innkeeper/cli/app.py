@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from innkeeper.cli import doctor, images, inventory, operations, sealing, verbs
+from innkeeper.cli import doctor, evacuation, images, inventory, operations, sealing, verbs
 from innkeeper.cli.follow import Detached
 from innkeeper.cli.screen import print_error, print_json
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
@@ -25,6 +25,7 @@ app = typer.Typer(
 verbs.register(app)
 inventory.register(app)
 images.register(app)
+evacuation.register(app)
 operations.register(app)
 sealing.register(app)
 doctor.register(app)
