@@ -6,7 +6,7 @@ whether the caller still owns the step. Times are the database's clock, never a 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -42,6 +42,8 @@ class ClaimedStep:
     detail: dict[str, Any]
     undo: dict[str, Any]
     was_begun_before: bool
+    # What the done steps recorded, by name; of a step that was planned twice, the later.
+    details_of_done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,10 @@ _CLAIM = text(
                    AND p.state IN ('running', 'undo', 'undoing')))
        )
     RETURNING s.attempt, s.name, s.host, s.state = 'undoing' AS is_undo, s.failures,
-              s.detail, s.undo, before.attempt > 0 AND before.state <> 'undo' AS was_begun_before
+              s.detail, s.undo, before.attempt > 0 AND before.state <> 'undo' AS was_begun_before,
+              o.state = 'queued' AS is_first,
+              (SELECT jsonb_object_agg(d.name, d.detail ORDER BY d.position) FROM steps d
+                WHERE d.operation_id = s.operation_id AND d.state = 'done') AS details_of_done
     """
 )
 
@@ -124,7 +129,7 @@ def claim_step(
     ).one_or_none()
     if row is None:
         return None
-    if not row.is_undo:
+    if row.is_first and not row.is_undo:
         session.execute(_START_OPERATION, {"operation_id": operation_id})
     return ClaimedStep(
         key=StepKey(operation_id, position, row.attempt, owner),
@@ -135,6 +140,7 @@ def claim_step(
         detail=row.detail,
         undo=row.undo,
         was_begun_before=row.was_begun_before,
+        details_of_done=row.details_of_done or {},
     )
 
 

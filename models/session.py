@@ -1,7 +1,7 @@
 """Short transactions on Postgres; never one open across a hypervisor call or a sleep."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import tenacity
@@ -84,6 +84,9 @@ class Database:
             },
         )
 
+        # The same pool; BEGIN and COMMIT are round trips that one statement does not need.
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Yield a session; commit at the end of the block, roll back on an exception."""
@@ -100,13 +103,38 @@ class Database:
         Raises:
             sqlalchemy.exc.DBAPIError: when Postgres stays away for longer.
         """
+        return self._run(work, self.transaction, patience_s)
+
+    def run_one(self, work: Callable[[Session], T], *, patience_s: float = 20) -> T:
+        """Run ``work`` that is one statement, which is a transaction by itself.
+
+        Args:
+            work: executes one statement, harmless when run twice.
+            patience_s: how long to go on trying.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: when Postgres stays away for longer.
+        """
+        return self._run(work, self._statement, patience_s)
+
+    @contextmanager
+    def _statement(self) -> Iterator[Session]:
+        with Session(self._autocommit, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @staticmethod
+    def _run(
+        work: Callable[[Session], T],
+        begin: Callable[[], AbstractContextManager[Session]],
+        patience_s: float,
+    ) -> T:
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_retryable),
             wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=1),
             stop=tenacity.stop_after_delay(patience_s),
             reraise=True,
         ):
-            with attempt, self.transaction() as session:
+            with attempt, begin() as session:
                 result = work(session)
         return result
 

@@ -198,7 +198,7 @@ class StepContext:
             "text": text,
             "figures": figures,
         }
-        cancel, late = self.database.run(
+        cancel, late = self.database.run_one(
             lambda session: write_progress(session, self.operation.id, payload)
         )
         self.lease.tell(cancel_requested=cancel, is_past_deadline=late)
@@ -228,13 +228,13 @@ class StepContext:
 
     def intend(self, **undo: Any) -> None:
         """Write to the ledger what is about to be made, so that undo finds it after any crash."""
-        self.database.run(lambda session: ledger.record_intent(session, self.step.key, undo))
+        self.database.run_one(lambda session: ledger.record_intent(session, self.step.key, undo))
         self.step.undo.update(undo)
 
     def note(self, message: str) -> None:
         """Add a line to the step's story."""
         self.log.info("note", text=message)
-        self.database.run(lambda session: ledger.append_log(session, self.step.key, message))
+        self.database.run_one(lambda session: ledger.append_log(session, self.step.key, message))
 
 
 def name_boundary(kind: str, step: ClaimedStep) -> str:

@@ -30,7 +30,7 @@ from innkeeper.states import StepState
 from models import debts, ledger
 from models.host import Host
 from models.instance import Instance
-from models.operation import Operation, Step
+from models.operation import Operation
 from models.session import Database
 from tasks.context import StepContext, name_boundary
 from tasks.crashpoints import crash_point
@@ -124,19 +124,8 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
         if waiting_for is not None:
             ledger.requeue_step(session, step.key, after_s=0.5, waiting_for=waiting_for)
             return Verdict.IGNORE
-    details = _read_details(session, operation_id) if position > 0 else {}
     crash_point(name_boundary(operation.kind, step), "claiming")
-    return Claim(step, operation, instance, details, workflow, spec)
-
-
-def _read_details(session: Session, operation_id: UUID) -> dict[str, dict[str, object]]:
-    """Return what the done steps recorded; of a step that was planned twice, the later."""
-    rows = session.execute(
-        select(Step.name, Step.detail)
-        .where(Step.operation_id == operation_id, Step.state == StepState.DONE)
-        .order_by(Step.position)
-    )
-    return {row.name: row.detail for row in rows}
+    return Claim(step, operation, instance, step.details_of_done, workflow, spec)
 
 
 def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
@@ -231,7 +220,7 @@ def _check_epoch(database: Database, claim: Claim) -> None:
         LeaseLost: the step or the guest is another's.
         Moot: the guest has gone on, and what is owed here is no longer there to be done.
     """
-    seen = database.run(lambda session: ledger.find_placement_if_owned(session, claim.step.key))
+    seen = database.run_one(lambda session: ledger.find_placement_if_owned(session, claim.step.key))
     if seen is not None and seen.epoch == claim.operation.epoch:
         return
     if seen is None or not claim.operation.state.is_final or seen.is_held:
