@@ -44,8 +44,9 @@ def test_every_disk_is_seen_inside_and_moves_with_what_is_on_it(
     client: Innkeeper, lab: Lab, records: Database, name: str, linux_guest: dict[str, Any]
 ) -> None:
     src, dst = lab.hosts
-    operation = client.spawn(name=name, **linux_guest, disk_gib=1, disks=DISKS, host=src)
-    guest = operation.wait(120)
+    # Until its init has ended, the guest itself opens one disk after the other.
+    fields = {**linux_guest, "disk_gib": 1, "disks": DISKS, "wait": "cloud_init"}
+    guest = client.spawn(name=name, host=src, **fields).wait(120)
     assert guest["disk_gib"] == 2
     seen = {line.split()[0]: line for line in run_in_guest(lab, src, name, LOOK).splitlines()}
     assert seen == {
