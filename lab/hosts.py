@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import libvirt_config
+from lab.certificates import Authority, equip
 from lab.layout import GLUSTER_MOUNT, HOST_MOUNTS, SHARED_MOUNT, Layout
 from lab.namespaces import Namespaces, hold
 from lab.processes import ProcessTable
@@ -29,7 +30,9 @@ class Host:
     namespaces: Namespaces
 
 
-def prepare_files(layout: Layout, name: str, address: str, hosts_file: str) -> None:
+def prepare_files(
+    layout: Layout, name: str, address: str, hosts_file: str, authority: Authority
+) -> None:
     """Bring a host's private directories into the state of a machine that has just booted."""
     base = layout.host(name)
     # /run of a machine is empty after boot; stale pid files would confuse libvirtd.
@@ -45,6 +48,7 @@ def prepare_files(layout: Layout, name: str, address: str, hosts_file: str) -> N
     identity = libvirt_config.host_uuid(layout.root, name)
     libvirt_config.write_configuration(base / "etc-libvirt", identity, address)
     libvirt_config.create_state_directories(base / "lib-libvirt")
+    equip(base / "etc-pki", authority, name, address)
     (base / "hosts").write_text(hosts_file)
     (base / "hostname").write_text(f"{name}\n")
 

@@ -9,6 +9,7 @@ A lab is one directory ``D``::
     D/postgres, D/redis   data
     D/gluster             GlusterFS: its state and the bricks (only with --gluster)
     D/shared              the directory every host sees as /srv/innkeeper-shared
+    D/tls                 the lab's certificate authority
     D/secret-keys         the workers' private keys for sealed secrets
     D/run/ready/          files by which workers say that they are ready
     D/hosts/NAME/         what is private to one host, bind mounted in its namespace
@@ -34,6 +35,7 @@ MAX_HOSTS = 200
 
 HOST_MOUNTS = {
     "etc-libvirt": "/etc/libvirt",
+    "etc-pki": "/etc/pki",
     "lib-libvirt": "/var/lib/libvirt",
     "log-libvirt": "/var/log/libvirt",
     "cache-libvirt": "/var/cache/libvirt",
@@ -114,6 +116,11 @@ class Layout:
     def gluster(self) -> Path:
         """GlusterFS's state and data."""
         return self.root / "gluster"
+
+    @property
+    def tls(self) -> Path:
+        """The certificate authority of the hosts."""
+        return self.root / "tls"
 
     @property
     def secret_keys(self) -> Path:

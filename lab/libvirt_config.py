@@ -8,10 +8,14 @@ from pathlib import Path
 
 _LIBVIRTD_CONF = """\
 host_uuid = "{host_uuid}"
-listen_tls = 0
+listen_tls = 1
 listen_tcp = 1
 listen_addr = "{address}"
 tcp_port = "16509"
+tls_port = "16514"
+# Who has no certificate of the lab's authority is refused; see /etc/pki.
+tls_no_verify_certificate = 0
+auth_tls = "none"
 # Nobody but this lab reaches the address: it exists in the lab's own network namespaces.
 auth_tcp = "none"
 auth_unix_rw = "none"
@@ -39,6 +43,8 @@ namespaces = []
 # No virtlogd here.
 stdio_handler = "file"
 migration_address = "{address}"
+migrate_tls_x509_cert_dir = "/etc/pki/qemu"
+migrate_tls_x509_verify = 1
 keepalive_interval = 5
 keepalive_count = 3
 """

@@ -16,6 +16,7 @@ from typing import Any
 
 from lab import capabilities_cache, environment, gluster, hosts, libvirt_config, services
 from lab import description as descriptions
+from lab.certificates import Authority
 from lab.description import Description, HostFacts, Images
 from lab.errors import LabError
 from lab.hosts import Host
@@ -96,9 +97,10 @@ class Supervisor:
         addresses |= {name: network.subnet.host_address(i) for i, name in enumerate(names)}
         addresses[gluster.SERVER] = network.subnet.storage_address
         hosts.create_mount_points()
+        authority = Authority.ensure(self._layout.tls, f"innkeeper-lab {self._layout.root}"[:64])
         for name in names:
             content = hosts.hosts_file(addresses)
-            hosts.prepare_files(self._layout, name, addresses[name], content)
+            hosts.prepare_files(self._layout, name, addresses[name], content, authority)
 
         async def boot(index: int, name: str) -> Host:
             namespaces = await hosts.boot(self._table, self._layout, name, images)

@@ -24,9 +24,11 @@ from tasks.guest_abi import GuestDefaults
 from tasks.image_policy import CacheLimits
 from tasks.keyring import Keyring
 from tasks.leases import HeldLease
+from tasks.tls_rule import TlsRule
 from virt.hypervisor import Hypervisor
 from virt.image_scrub import Scrubber
 from virt.images import ImageCache
+from virt.tls_certificates import CertificatePlaces
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -78,6 +80,10 @@ class HostServices:
     """The parts of one hypervisor that its steps use.
 
     Args:
+        migration_address: under which other hosts reach this one's libvirt and QEMU.
+        listen_address: where QEMU awaits incoming guests; None for what qemu.conf says.
+        tls_rule: whether migrations are encrypted.
+        certificates: where libvirt's and QEMU's are.
         image_limits: what each pool's image cache may take.
         scrubber: hashes cached images, slowly.
         scrub_interval_s: how often each of them.
@@ -92,6 +98,9 @@ class HostServices:
     migration_address: str
     domain_type: Literal["qemu", "kvm"]
     guest_defaults: GuestDefaults
+    listen_address: str | None = None
+    tls_rule: TlsRule = TlsRule.ALLOWED
+    certificates: CertificatePlaces = field(default_factory=CertificatePlaces)
     remote: RemotePolicy = field(default_factory=RemotePolicy)
     image_limits: CacheLimits = field(default_factory=CacheLimits)
     scrubber: Scrubber = field(default_factory=lambda: Scrubber(0))

@@ -14,6 +14,7 @@ from tasks.context import HostServices, name_boundary
 from tasks.fencing_hook import FencingHook
 from tasks.keyring import Keyring
 from tasks.leases import LeaseKeeper
+from tasks.tls_rule import TlsRule
 from tasks.workflow import StepSpec, Workflow, Workflows
 
 
@@ -36,6 +37,7 @@ class Engine:
         services: the hypervisor's parts; None for control.
         look_again: has a guest's power state read once more, after an operation on it has failed:
             what its domain did meanwhile was the operation's business.
+        tls_rule: which migrations' wishes for TLS are accepted.
         keyring: opens what callers have sealed.
         fencing_hook: switches hosts off; None where that is done by hand.
     """
@@ -46,6 +48,7 @@ class Engine:
     bells: Bells
     services: HostServices | None
     look_again: Callable[[UUID], None] = lambda _instance_id: None
+    tls_rule: TlsRule = TlsRule.ALLOWED
     keyring: Keyring = field(default_factory=Keyring)
     fencing_hook: FencingHook | None = None
 

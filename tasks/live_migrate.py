@@ -26,7 +26,7 @@ from models import ledger
 from models.claims import move_placement
 from models.operation import Operation
 from models.queries import record_event
-from tasks import migration_checks, migration_run
+from tasks import migration_checks, migration_run, migration_tls
 from tasks.admission import limit_migrations
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed, is_recorded
@@ -62,6 +62,8 @@ def check_destination(context: StepContext) -> Done:
         {
             "failures": failures,
             "failures_of_drive": migration_checks.check_drive(context),
+            "tls": migration_tls.look_on_destination(context),
+            "listen_address": context.host.listen_address,
             "pool": str(directory),
             "has_files": has_files,
         }
@@ -87,9 +89,13 @@ def check_source(context: StepContext) -> Done:
     """
     is_shared = sharing.read_probe(context.pool.path, context.operation.id)
     context.midway()
+    is_tls, tls_failures = migration_tls.decide_on_source(
+        context, migration_checks.get_dst_address(context)
+    )
     failures = [
         *context.details["check_destination"]["failures"],
-        *migration_checks.check_on_source(context, is_shared=is_shared),
+        *migration_checks.check_on_source(context, is_shared=is_shared, is_tls=is_tls),
+        *tls_failures,
     ]
     if failures:
         listing = " ".join(f"{f['message']}" for f in failures)
@@ -103,7 +109,7 @@ def check_source(context: StepContext) -> Done:
     storage = (Storage.SHARED if is_shared else Storage.BLOCK) if wanted == Storage.AUTO else wanted
     operation = context.operation
     return Done(
-        {"storage": storage.value, "is_shared": is_shared},
+        {"storage": storage.value, "is_shared": is_shared, "tls": is_tls},
         lambda session: set_phase(session, operation, storage=storage.value, phase="preparing"),
     )
 

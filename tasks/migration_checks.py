@@ -13,11 +13,11 @@ from models.host import Host
 from models.remote_disks import RemoteDisk, find_prefetch, find_remote_disk
 from tasks.config_drive import rebuild_drive
 from tasks.context import StepContext
+from tasks.migration_tls import LIBVIRT_TCP_PORT, LIBVIRT_TLS_PORT
 from virt import disks
 from virt.domain_xml import host_demand
 from virt.reach import probe_tcp
 
-LIBVIRT_TCP_PORT = 16509
 MIGRATION_PORT = 49152
 REACH_TIMEOUT_S = 3.0
 GIB = 1024**3
@@ -118,7 +118,7 @@ def check_drive(context: StepContext) -> list[Failure]:
     return []
 
 
-def check_on_source(context: StepContext, *, is_shared: bool) -> list[Failure]:
+def check_on_source(context: StepContext, *, is_shared: bool, is_tls: bool) -> list[Failure]:
     """Run every check that needs the source: its guest, its sight of the destination."""
     failures: list[Failure] = []
     view = context.host.hypervisor.find_domain(context.instance.id)
@@ -147,13 +147,14 @@ def check_on_source(context: StepContext, *, is_shared: bool) -> list[Failure]:
     failures.extend(_check_hydrated(context))
     failures.extend(_check_storage(context, is_shared=is_shared))
     address = get_dst_address(context)
-    reason = probe_tcp(address, LIBVIRT_TCP_PORT, REACH_TIMEOUT_S)
+    port = LIBVIRT_TLS_PORT if is_tls else LIBVIRT_TCP_PORT
+    reason = probe_tcp(address, port, REACH_TIMEOUT_S)
     if reason is not None:
         failures.append(
             failure(
                 "reachable",
                 f"{context.host.name} does not reach libvirt on {context.operation.dst_host} "
-                f"({address} port {LIBVIRT_TCP_PORT}): {reason}.",
+                f"({address} port {port}): {reason}.",
                 "Check the network, the firewall and libvirtd's listen address there.",
             )
         )

@@ -45,6 +45,7 @@ def succeed(session: Session, operation: Operation) -> dict[str, Any]:
         "handover_ms": settled.get("handover_ms"),
         "storage": details["check_source"]["storage"],
         "handover": operation.params["policy"]["handover"],
+        "tls": bool(details["check_source"].get("tls")),
         "src": operation.src_host,
         "dst": operation.dst_host,
         "forecast": session.get_one(Migration, operation.id).forecast,

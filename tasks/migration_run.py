@@ -12,6 +12,7 @@ from tasks.guest_disks import get_guest_disks
 from tasks.migration_checks import get_dst_address
 from tasks.migration_disks import make_landing_disks
 from tasks.migration_forecast import foretell
+from tasks.migration_tls import is_encrypted, libvirt_uri
 from tasks.migration_watch import ABORT_PATIENCE_S, MigrationWatch, abort
 from tasks.reconcile import Look
 from tasks.workflow import Done
@@ -119,8 +120,10 @@ def _request(context: StepContext, policy: MigrationPolicy) -> MigrationRequest:
     live_xml = hypervisor.dump_xml(instance.id, migratable=True)
     dst_xml = for_destination(live_xml, epoch=operation.epoch, operation_id=operation.id)
     return MigrationRequest(
-        dst_uri=f"qemu+tcp://{address}/system",
+        dst_uri=libvirt_uri(address, is_tls=is_encrypted(context)),
         migrate_uri=f"tcp://{address}",
+        listen_address=context.details["check_destination"].get("listen_address"),
+        tls_name=address if is_encrypted(context) else None,
         dst_xml=dst_xml,
         persistent_xml=dst_xml,
         migrate_disks=tuple(d.target for d in get_guest_disks(context)) if is_block else (),

@@ -105,7 +105,9 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
     ) -> None:
         parts = engine()
         task_id = UUID(self.request.id)
-        envelope = Envelope(task_id, idempotency_key, requested_by, reason, call)
+        envelope = Envelope(
+            task_id, idempotency_key, requested_by, reason, call, tls_rule=parts.tls_rule
+        )
 
         def opened_and_accepted(
             session: Session, envelope: Envelope, fields: dict[str, Any]

@@ -54,6 +54,7 @@ from tasks.guest_domain import refuse_impossible
 from tasks.migration_checks import failure
 from tasks.placement import Refusal
 from tasks.prewarm import choose_hosts
+from tasks.tls_rule import TlsRule, decide_tls
 
 SPAWN_MARGIN_S = 1800.0
 MIGRATE_MARGIN_S = 180.0
@@ -74,6 +75,7 @@ class Envelope:
         idempotency_key: the caller's own name for the request.
         requested_by: who asks.
         reason: why.
+        tls_rule: the setting by which a migration's wish for TLS is judged.
         call: tells one call with a key from the next one with the same key.
     """
 
@@ -82,6 +84,7 @@ class Envelope:
     requested_by: str | None = None
     reason: str | None = None
     call: str = ""
+    tls_rule: TlsRule = TlsRule.ALLOWED
 
 
 Accept = Callable[[Session, Envelope, dict[str, Any]], None]
@@ -239,6 +242,7 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
         NotFound, Busy, StateConflict, PrecheckFailed, NoHostFits: nothing was written.
     """
     policy = parse_request(MigrationPolicy, fields.get("policy") or {})
+    decide_tls(envelope.tls_rule, policy.tls)
     instance = get_instance_by_reference(session, _reference(fields))
     src = instance.host
     if src is None:

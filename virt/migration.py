@@ -46,6 +46,9 @@ class MigrationRequest:
         is_unsafe: the caller knows the disks to be shared, where libvirt does not.
         max_downtime_ms: the pause QEMU may plan for; None for QEMU's own (300 ms).
         disks_uri: where disks go; None to choose as for the memory.
+        listen_address: where the destination's QEMU listens; None for what its qemu.conf says.
+        tls_name: QEMU's TLS for memory and disks, with a destination whose certificate bears this
+            name or address; None for plaintext.
     """
 
     dst_uri: str
@@ -60,6 +63,8 @@ class MigrationRequest:
     is_unsafe: bool = False
     max_downtime_ms: int | None = None
     disks_uri: str | None = None
+    listen_address: str | None = None
+    tls_name: str | None = None
 
 
 def migration_flags(request: MigrationRequest) -> int:
@@ -84,6 +89,8 @@ def migration_flags(request: MigrationRequest) -> int:
         flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
     if request.is_unsafe:
         flags |= libvirt.VIR_MIGRATE_UNSAFE
+    if request.tls_name is not None:
+        flags |= libvirt.VIR_MIGRATE_TLS
     return int(flags)
 
 
@@ -99,6 +106,10 @@ def migration_params(request: MigrationRequest) -> dict[str, Any]:
         params[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(request.migrate_disks)
     if request.disks_uri and request.migrate_disks:
         params[libvirt.VIR_MIGRATE_PARAM_DISKS_URI] = request.disks_uri
+    if request.listen_address:
+        params[libvirt.VIR_MIGRATE_PARAM_LISTEN_ADDRESS] = request.listen_address
+    if request.tls_name is not None:
+        params[libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION] = request.tls_name
     if request.bandwidth_mib_s:
         params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = request.bandwidth_mib_s
     return params

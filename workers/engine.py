@@ -55,6 +55,7 @@ def build_engine(
         bells=Bells(app, database),
         services=services,
         look_again=look_again,
+        tls_rule=settings.migration_tls,
         keyring=load_keyring(settings.secret_key_file),
         fencing_hook=FencingHook(settings.fencing_hook, settings.fencing_timeout_s)
         if settings.fencing_hook

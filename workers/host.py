@@ -37,6 +37,7 @@ from virt.identity import get_or_create
 from virt.image_scrub import Scrubber
 from virt.images import ImageCache
 from virt.sharing import ensure_pool_id
+from virt.tls_certificates import CertificatePlaces, is_address
 from workers.consoles import ConsoleKeeper
 from workers.engine import build_engine
 from workers.events import EventPump
@@ -264,6 +265,12 @@ def build_services(settings: Settings, hypervisor: Hypervisor) -> HostServices:
         lock_dir=settings.lock_dir,
         console_dir=settings.state_dir / "consoles",
         migration_address=settings.migration_address or socket.gethostname(),
+        listen_address=settings.migration_listen_address
+        or (settings.migration_address if is_address(settings.migration_address) else None),
+        tls_rule=settings.migration_tls,
+        certificates=CertificatePlaces(
+            libvirt=settings.libvirt_tls_dir, qemu=settings.qemu_tls_dir
+        ),
         domain_type=settings.domain_type,
         guest_defaults=GuestDefaults(
             machine=settings.default_machine,

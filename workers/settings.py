@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 
 from innkeeper.remote_source import parse_remote_source
 from tasks.fencing_hook import check_command
+from tasks.tls_rule import TlsRule
 
 PREFIX = "INNKEEPER_"
 IN_JSON = frozenset({"pools", "fencing_hook"})
@@ -82,6 +83,26 @@ class Settings(BaseModel):
     migration_address: Annotated[
         str, Field(description="Address under which other hosts reach this one's libvirt and QEMU")
     ] = ""
+    migration_listen_address: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9A-Za-z:.-]*$",
+            description="Address on which QEMU awaits incoming guests; empty for "
+            "migration_address where that is an IP address, else what qemu.conf says",
+        ),
+    ] = ""
+    migration_tls: Annotated[
+        TlsRule,
+        Field(
+            description="off: never; allowed: for who asks; required: every migration is encrypted"
+        ),
+    ] = TlsRule.ALLOWED
+    libvirt_tls_dir: Annotated[
+        Path, Field(description="Where libvirt's certificates are, in CA/ and libvirt/")
+    ] = Path("/etc/pki")
+    qemu_tls_dir: Annotated[
+        Path, Field(description="QEMU's certificates, migrate_tls_x509_cert_dir of qemu.conf")
+    ] = Path("/etc/pki/qemu")
     pools: Annotated[
         dict[str, PoolSettings], Field(description="Storage pools by name; JSON in the environment")
     ] = Field(default_factory=lambda: {"local": PoolSettings(path=Path("/var/lib/innkeeper"))})

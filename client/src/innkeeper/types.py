@@ -49,6 +49,8 @@ class MigrationPolicy(Request):
             still so that the rest crosses, however long that takes within reason.
         bandwidth_mib_s: cap of the link; 0 for none.
         auto_converge: whether QEMU may throttle the guest so that the migration ends.
+        tls: encrypt memory and disks on their way; None leaves it to the setting migration_tls,
+            which may also forbid either.
         may_split_group: whether a guest of an affinity group may leave the others' host; they are
             expected to follow. An anti-affinity group is always obeyed.
     """
@@ -61,6 +63,7 @@ class MigrationPolicy(Request):
     on_timeout: Literal["abort", "pause"] = "abort"
     bandwidth_mib_s: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     auto_converge: bool = True
+    tls: bool | None = None
     may_split_group: bool = False
 
 

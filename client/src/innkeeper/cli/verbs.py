@@ -39,6 +39,13 @@ def migrate(
     bandwidth_mib_s: Annotated[
         int | None, typer.Option(help="A cap for the link; 0 for none. Default: 0.")
     ] = None,
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--no-tls",
+            help="Encrypt memory and disks on their way, or not. Default: as the hosts are set.",
+        ),
+    ] = None,
     split_group: Annotated[
         bool,
         typer.Option(
@@ -59,6 +66,7 @@ def migrate(
         max_downtime_ms=max_downtime_ms,
         deadline_s=deadline_s,
         bandwidth_mib_s=bandwidth_mib_s,
+        tls=tls,
         may_split_group=split_group or None,
     )
     with Innkeeper() as inn:
