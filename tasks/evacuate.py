@@ -19,6 +19,7 @@ from models.host import Host
 from models.operation import Operation, Step
 from tasks.context import StepContext
 from tasks.evacuation_choice import begin_move, find_refusal
+from tasks.fenced_operations import settle_operations
 from tasks.fencing import confirm_silence, fence_host
 from tasks.workflow import Done, On, StepSpec, Workflow
 
@@ -156,6 +157,7 @@ EVACUATE = Workflow(
     steps=(
         StepSpec("fence_host", On.CONTROL, fence_host, is_harmless=True),
         StepSpec("confirm_silence", On.CONTROL, confirm_silence, is_harmless=True),
+        StepSpec("settle_operations", On.CONTROL, settle_operations, is_harmless=True),
         StepSpec("move_guests", On.CONTROL, move_guests, is_harmless=True),
     ),
     on_success=_succeed,

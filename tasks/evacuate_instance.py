@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from innkeeper.errors import HostUnsuitable, NetworkNotReady, StaleDomain, StartFailed
+from innkeeper.errors import HostFenced, HostUnsuitable, NetworkNotReady, StaleDomain, StartFailed
 from innkeeper.states import Effect, InstanceState, PowerState
 from innkeeper.types import InstanceSpec
 from models.claims import move_placement, release_claim
@@ -216,7 +216,11 @@ def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
 def _fail(session: Session, operation: Operation) -> None:
     """Before the commit nothing has changed; after it the guest is off on its new host."""
     instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    if operation.is_committed:
+    has_lost_host = (operation.error or {}).get("code") == HostFenced.code
+    if operation.is_committed and has_lost_host:
+        # The new host has died as well: the guest is evacuated from there as what it was.
+        instance.state = InstanceState(str(operation.state_before))
+    elif operation.is_committed:
         _settle_off(instance, operation)
     elif operation.dst_host is not None:
         release_claim(session, host=operation.dst_host, instance_id=instance.id)

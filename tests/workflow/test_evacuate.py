@@ -10,11 +10,21 @@ import pytest
 from sqlalchemy import text
 
 from innkeeper import Innkeeper
-from innkeeper.errors import FencingFailed, NotFenced, StateConflict
+from innkeeper.errors import (
+    Busy,
+    Cancelled,
+    FencingFailed,
+    HostFenced,
+    NotFenced,
+    NotFound,
+    ServiceError,
+    StateConflict,
+)
 from lab.errors import LabError
 from lab.handle import Lab
 from models.session import Database
-from tests.waiting import wait_until
+from tests.crash_directory import CrashDirectory
+from tests.waiting import PATIENCE_S, wait_until
 from tests.workflow.conftest import domains_on, files_of, remove, revive
 
 pytestmark = pytest.mark.lab
@@ -31,18 +41,19 @@ class Hook:
     def ends_with(self, code: int) -> None:
         self.path.write_text(f'echo "$1 at $2: fenced"\nexit {code}\n')
 
-    def calls(self) -> str:
-        return self.path.read_text()
+    def start_control(self, lab: Lab) -> None:
+        """Start control, if it is dead, so that it knows of the hook."""
+        command = ["/bin/sh", str(self.path), "{host}", "{address}"]
+        lab.start("control", env={"INNKEEPER_FENCING_HOOK": json.dumps(command)})
 
 
 @pytest.fixture(scope="module")
 def hook(lab: Lab) -> Iterator[Hook]:
     """Let control know of a fencing hook; the script is written by the tests."""
-    path = lab.layout.root / "fence.sh"
-    command = ["/bin/sh", str(path), "{host}", "{address}"]
+    hook = Hook(lab.layout.root / "fence.sh")
     lab.kill("control")
-    lab.start("control", env={"INNKEEPER_FENCING_HOOK": json.dumps(command)})
-    yield Hook(path)
+    hook.start_control(lab)
+    yield hook
     lab.kill("control")
     lab.start("control")
 
@@ -193,3 +204,229 @@ def test_the_guests_of_a_dead_host_run_elsewhere(
     assert client.start(local["name"]).wait(60)["host"] == a
     assert client.stop(active["name"], force=True).wait(60)["host"] == b
     assert client.start(stopped["name"]).wait(60)["host"] == b
+
+
+def test_what_was_under_way_on_a_dead_host_is_ended_or_led_on(
+    client: Innkeeper,
+    lab: Lab,
+    records: Database,
+    hook: Hook,
+    spawn: SpawnGuest,
+    crash: CrashDirectory,
+) -> None:
+    a, b = lab.hosts[:2]
+    leaving, stopping, coming = spawn("leaving", pool="local"), spawn("stopping"), spawn("coming")
+    client.migrate(coming["name"], dst=b).wait(120)
+    stop = client.stop(stopping["name"], grace_s=600)
+    next(view for view in stop.watch(PATIENCE_S) if view.state == "running")
+    point = "live_migrate.check_destination:acting"
+    crash.arm_hold(point)
+    coming_back = client.migrate(coming["name"], dst=a)
+    assert crash.wait_held(point)
+    point = "live_migrate.migrate:acted"
+    crash.arm_kill(point)
+    leave = client.migrate(leaving["name"], dst=b)
+    assert crash.wait_struck(point)
+    assert domains_on(lab, b)[leaving["name"]] == "paused"
+    die(lab, records, a, guests=[stopping["name"]])
+    crash.clear()
+    hook.ends_with(0)
+    result = client.evacuate(a).wait(180)
+    # The only copy of its disk is where it has gone; its memory is there as well.
+    assert leave.wait(60)["host"] == b
+    assert domains_on(lab, b)[leaving["name"]] == "running"
+    for ended in (stop, coming_back):
+        with pytest.raises(HostFenced):
+            ended.wait(60)
+    assert [(g["name"], g["outcome"]) for g in result["guests"]] == [(stopping["name"], "moved")]
+    for guest in (leaving, stopping, coming):
+        view = client.instance(guest["name"])
+        assert (view.host, view.state, view.operation_id) == (b, "active", None)
+    lab.start(f"libvirtd:{a}")
+    lab.start(f"worker:{a}")
+    reopen(client, a)
+    wait_until(
+        lambda: not domains_on(lab, a).keys() & {leaving["name"], stopping["name"]},
+        what="nothing is left on the returned host",
+    )
+    assert files_of(lab, a, leaving["id"]) == []
+
+
+def test_a_fence_that_was_a_lie_leaves_one_copy(
+    client: Innkeeper, lab: Lab, records: Database, hook: Hook, spawn: SpawnGuest
+) -> None:
+    """The host's guest runs on all the time: its lock on the disk keeps the other from running."""
+    a, b = lab.hosts[:2]
+    guest, bystander = spawn("doubled"), spawn("bystander", pool="local")
+    lab.kill(f"worker:{a}")
+    fall_silent(records, a)
+    result = client.evacuate(a, confirmed_dead="it must be off, I think").wait(120)
+    outcomes = {each["name"]: each for each in result["guests"]}
+    assert outcomes[guest["name"]]["code"] == "start_failed"
+    assert client.instance(guest["name"]).host == b
+    assert client.instance(guest["name"]).state == "stopped"
+    fencing = fencings_of(records, a)[-1]
+    assert (fencing.proof, fencing.reason) == ("override", "it must be off, I think")
+    assert fencing.requested_by == client.requested_by
+    assert domains_on(lab, a)[guest["name"]] == "running"
+    lab.start(f"worker:{a}")
+    wait_until(lambda: host_view(client, a).fenced_at is None, what="the returned host is clean")
+    on_a = domains_on(lab, a)
+    assert guest["name"] not in on_a
+    assert on_a[bystander["name"]] == "running"
+    assert files_of(lab, b, guest["id"]) != []
+    assert not host_view(client, a).is_enabled
+    assert client.start(guest["name"]).wait(60)["host"] == b
+    assert domains_on(lab, b)[guest["name"]] == "running"
+
+
+def test_a_host_that_is_back_keeps_what_was_not_taken_yet(
+    client: Innkeeper,
+    lab: Lab,
+    records: Database,
+    hook: Hook,
+    spawn: SpawnGuest,
+    crash: CrashDirectory,
+) -> None:
+    a, b = lab.hosts[:2]
+    guest = spawn("kept")
+    lab.kill(f"worker:{a}")
+    fall_silent(records, a)
+    point = "evacuate_instance.define_elsewhere:acting"
+    crash.arm_hold(point)
+    operation = client.evacuate(a, confirmed_dead="it was dark in there")
+    with crash.held(point):
+        lab.start(f"worker:{a}")
+        wait_until(lambda: host_view(client, a).fenced_at is None, what="the host is back")
+    result = operation.wait(120)
+    assert [each["code"] for each in result["guests"]] == ["host_returned"]
+    view = client.instance(guest["name"])
+    assert (view.host, view.state, view.operation_id) == (a, "active", None)
+    assert domains_on(lab, a)[guest["name"]] == "running"
+    assert guest["name"] not in domains_on(lab, b)
+
+
+def test_a_hook_that_lies_about_a_living_host_is_found_out(
+    client: Innkeeper, lab: Lab, hook: Hook, spawn: SpawnGuest
+) -> None:
+    a = lab.hosts[0]
+    guest = spawn("alive")
+    hook.ends_with(0)
+    with pytest.raises(FencingFailed, match="lives"):
+        client.evacuate(a).wait(90)
+    assert client.instance(guest["name"]).host == a
+    assert domains_on(lab, a)[guest["name"]] == "running"
+    wait_until(lambda: host_view(client, a).fenced_at is None, what="the host is heard again")
+    reopen(client, a)
+    assert client.stop(guest["name"], force=True).wait(60)["state"] == "stopped"
+
+
+def test_nothing_is_touched_without_a_record(
+    client: Innkeeper, lab: Lab, records: Database, hook: Hook, spawn: SpawnGuest
+) -> None:
+    """Neither a domain with an old epoch, nor one whose guest is unknown, nor another's."""
+    a, b = lab.hosts[:2]
+    guest = spawn("strayed")
+    lab.kill(f"worker:{a}")
+    fall_silent(records, a)
+    elsewhere = (
+        "UPDATE instances SET host = :host, epoch = epoch + 10 * :sign, "
+        "domain_epoch = domain_epoch + 10 * :sign WHERE name = :name"
+    )
+    with records.transaction() as session:
+        session.execute(text(elsewhere), {"host": b, "sign": 1, "name": guest["name"]})
+    client.evacuate(a, confirmed_dead="seen to be off").wait(60)
+    lab.start(f"worker:{a}")
+    wait_until(lambda: host_view(client, a).fenced_at is None, what="the returned host is clean")
+    assert domains_on(lab, a)[guest["name"]] == "running"
+
+    def is_reported() -> bool:
+        with records.transaction() as session:
+            found = session.execute(
+                text(
+                    "SELECT count(*) FROM events WHERE kind = 'domain.unexpected' "
+                    "AND data->>'instance_id' = :id"
+                ),
+                {"id": guest["id"]},
+            )
+            return bool(found.scalar_one())
+
+    wait_until(is_reported, what="the domain is reported")
+    with records.transaction() as session:
+        session.execute(text(elsewhere), {"host": a, "sign": -1, "name": guest["name"]})
+
+
+KILLS = (
+    "evacuate.fence_host:acted",
+    "evacuate.settle_operations:claimed",
+    "evacuate.move_guests:inside",
+    "evacuate_instance.define_elsewhere:inside",
+    "evacuate_instance.define_elsewhere:recording",
+    "evacuate_instance.start_elsewhere:acted",
+)
+
+
+def test_processes_die_in_every_step(
+    client: Innkeeper,
+    lab: Lab,
+    records: Database,
+    hook: Hook,
+    spawn: SpawnGuest,
+    crash: CrashDirectory,
+) -> None:
+    a, b = lab.hosts[:2]
+    guest = spawn("killed")
+    die(lab, records, a, guests=[guest["name"]])
+    hook.ends_with(0)
+    for point in KILLS:
+        crash.arm_kill(point)
+    operation = client.evacuate(a)
+
+    def is_over() -> bool:
+        hook.start_control(lab)
+        lab.start(f"worker:{b}")
+        with suppress(ServiceError, NotFound):
+            return operation.view().state.is_final
+        return False
+
+    wait_until(is_over, timeout_s=3 * PATIENCE_S, what="the evacuation ends")
+    assert [point for point in KILLS if not crash.has_struck(point)] == []
+    assert operation.wait(60)["moved"] == 1
+    assert domains_on(lab, b)[guest["name"]] == "running"
+    assert client.instance(guest["name"]).host == b
+    moves = [view for view in client.operations(instance=guest["name"]) if view.parent_id]
+    assert [(view.kind, view.parent_id) for view in moves] == [("evacuate_instance", operation.id)]
+    with records.transaction() as session:
+        claims = session.execute(
+            text("SELECT host FROM claims WHERE instance_id = :id"), {"id": guest["id"]}
+        )
+        assert list(claims.scalars()) == [b]
+
+
+def test_a_cancelled_evacuation_goes_on_when_it_is_asked_for_again(
+    client: Innkeeper,
+    lab: Lab,
+    records: Database,
+    hook: Hook,
+    spawn: SpawnGuest,
+    crash: CrashDirectory,
+) -> None:
+    a, b = lab.hosts[:2]
+    guest = spawn("twice")
+    die(lab, records, a, guests=[guest["name"]])
+    point = "evacuate_instance.find_files:claimed"
+    crash.arm_hold(point)
+    operation = client.evacuate(a, confirmed_dead="its rack is on fire")
+    assert crash.wait_held(point)
+    with pytest.raises(Busy):
+        client.evacuate(a).wait(60)
+    with crash.held(point):
+        operation.cancel()
+        with pytest.raises(Cancelled):
+            operation.wait(60)
+    wait_until(lambda: client.instance(guest["name"]).operation_id is None, what="it is let go")
+    assert client.instance(guest["name"]).host == a
+    result = client.evacuate(a).wait(120)
+    assert (result["proof"], result["moved"]) == ("fenced", 1)
+    assert domains_on(lab, b)[guest["name"]] == "running"
+    assert len([f for f in fencings_of(records, a) if f.returned_at is None]) == 1

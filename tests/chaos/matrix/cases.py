@@ -54,7 +54,7 @@ FILES_STEP = "inject_files"
 
 POOLS = {"live_migrate[shared]": "shared"}
 
-DEATHS = "it takes a dead host; tests/workflow/test_evacuate_killed.py goes through its steps"
+DEATHS = "it takes a dead host; tests/workflow/test_evacuate.py goes through its steps"
 KINDS_ELSEWHERE = {
     "prefetch": "no request begins it; tests/workflow/test_hydration_killed.py goes through it",
     "evacuate": DEATHS,

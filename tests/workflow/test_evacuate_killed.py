@@ -1,1 +1,0 @@
-"""Processes die in every step of an evacuation; see the tests to come."""
