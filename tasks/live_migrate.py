@@ -26,10 +26,11 @@ from models import ledger
 from models.claims import move_placement
 from models.operation import Operation
 from models.queries import record_event
-from tasks import migration_checks, migration_run, migration_tls
+from tasks import migration_checks, migration_run, migration_storage, migration_tls
 from tasks.admission import limit_migrations
 from tasks.context import StepContext
-from tasks.instance_files import ensure_instance_dir_removed, is_recorded
+from tasks.instance_files import ensure_instance_dir_removed
+from tasks.landing import ensure_landing_removed, find_inode
 from tasks.migration_endings import (
     choose_next_destination,
     fail,
@@ -37,6 +38,7 @@ from tasks.migration_endings import (
     set_phase,
     succeed,
 )
+from tasks.migration_storage import choose_storage, explain_storage, look_to_wire
 from tasks.reconcile import Look, Verdict, decide
 from tasks.workflow import Done, On, RollForward, StepSpec, Workflow
 from virt import sharing
@@ -51,21 +53,16 @@ def check_destination(context: StepContext) -> Done:
     On crash: looks again.
     Retries: while libvirt is out of reach. Failed checks are reported with the source's.
     """
-    directory = context.pool.path
-    context.intend(probe_directory=str(directory))
-    sharing.write_probe(directory, context.operation.id)
-    context.midway()
+    found = migration_storage.probe_on_destination(context)
     failures = migration_checks.check_on_destination(context)
-    has_files = context.pool.instance_dir(context.instance.id).exists()
-    # Whether these matter is known when the source has found out whether the pool is shared.
     return Done(
         {
             "failures": failures,
+            # Whether these matter is known when the source has found out how disks travel.
             "failures_of_drive": migration_checks.check_drive(context),
             "tls": migration_tls.look_on_destination(context),
             "listen_address": context.host.listen_address,
-            "pool": str(directory),
-            "has_files": has_files,
+            **found,
         }
     )
 
@@ -82,19 +79,22 @@ def check_source(context: StepContext) -> Done:
     """Look whether the source can let the guest go, and decide how its disks travel.
 
     Queue: host.<src>; tens of milliseconds.
-    Idempotency: only looks.
-    Undo: none.
+    Idempotency: only looks, and answers the destination's probe in a file of the operation's name.
+    Undo: removes the answer.
     On crash: looks again.
     Retries: while libvirt is out of reach; never failed checks, which are reported all at once.
     """
-    is_shared = sharing.read_probe(context.pool.path, context.operation.id)
-    context.midway()
+    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
+    seen = migration_storage.look_from_source(context)
+    told = context.details["check_destination"]
     is_tls, tls_failures = migration_tls.decide_on_source(
         context, migration_checks.get_dst_address(context)
     )
     failures = [
-        *context.details["check_destination"]["failures"],
-        *migration_checks.check_on_source(context, is_shared=is_shared, is_tls=is_tls),
+        *told["failures"],
+        *([] if seen.is_shared else told["failures_of_drive"]),
+        *migration_checks.check_on_source(context, is_tls=is_tls),
+        *migration_storage.find_storage_failures(policy, seen),
         *tls_failures,
     ]
     if failures:
@@ -104,14 +104,28 @@ def check_source(context: StepContext) -> Done:
             f"{listing}",
             {"failures": failures, "hint": " ".join(f["hint"] for f in failures)},
         )
-    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
-    wanted = policy.storage
-    storage = (Storage.SHARED if is_shared else Storage.BLOCK) if wanted == Storage.AUTO else wanted
+    storage, reason = choose_storage(policy.storage, seen), explain_storage(seen)
+    context.note(reason)
     operation = context.operation
     return Done(
-        {"storage": storage.value, "is_shared": is_shared, "tls": is_tls},
+        {
+            "storage": storage.value,
+            "storage_reason": reason,
+            "is_shared": seen.is_shared,
+            "tls": is_tls,
+            "pool": look_to_wire(seen),
+            "inode": find_inode(context.pool.instance_dir(context.instance.id)),
+        },
         lambda session: set_phase(session, operation, storage=storage.value, phase="preparing"),
     )
+
+
+def remove_answer(context: StepContext) -> None:
+    """Undo of check_source."""
+    directory = context.step.undo.get("answer_directory")
+    context.midway()
+    if directory:
+        sharing.remove_answer(Path(directory), context.operation.id)
 
 
 def prepare_destination(context: StepContext) -> Done:
@@ -134,8 +148,7 @@ def unprepare_destination(context: StepContext) -> None:
         return
     if context.step.undo.get("console"):
         context.host.console_path(context.instance.id).unlink(missing_ok=True)
-    if is_recorded(context.pool, context.instance.id, context.step.undo.get("directory")):
-        ensure_instance_dir_removed(context.pool, context.instance.id)
+    ensure_landing_removed(context)
 
 
 def migrate(context: StepContext) -> Done:
@@ -221,6 +234,7 @@ def settle_destination(context: StepContext) -> Done:
     handover_ms = context.database.run(lambda session: _handover_ms(session, context))
     with suppress(OSError):
         sharing.remove_probe(context.pool.path, context.operation.id)
+        sharing.remove_answer(context.pool.path, context.operation.id)
     libvirt_downtime_ms = source.get("downtime_ms")
     detail: dict[str, Any] = {"handover_ms": handover_ms, "downtime_ms": None, "is_off": dst.is_off}
     if libvirt_downtime_ms is not None:
@@ -307,7 +321,10 @@ def finish_source(context: StepContext) -> Done:
         hypervisor.ensure_undefined(instance.id)
         removed_copy = True
     context.midway()
-    if context.details["check_source"]["storage"] == Storage.BLOCK:
+    checked = context.details["check_source"]
+    # A mount that came meanwhile would show the guest's disks in the place of the old ones.
+    is_same = find_inode(context.pool.instance_dir(instance.id)) == checked.get("inode")
+    if checked["storage"] == Storage.BLOCK and is_same:
         ensure_instance_dir_removed(context.pool, instance.id)
     context.host.console_path(instance.id).unlink(missing_ok=True)
     return Done({"removed_copy": removed_copy})
@@ -324,7 +341,15 @@ LIVE_MIGRATE = Workflow(
             intends=True,
             cleans_up_only=True,
         ),
-        StepSpec("check_source", On.SRC, check_source, is_harmless=True),
+        StepSpec(
+            "check_source",
+            On.SRC,
+            check_source,
+            undo=remove_answer,
+            intends=True,
+            is_harmless=True,
+            cleans_up_only=True,
+        ),
         StepSpec(
             "prepare_destination",
             On.DST,

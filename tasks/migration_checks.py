@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import CapacityError, HostUnsuitable, InnkeeperError, RequestError
-from innkeeper.states import Handover, InstanceState, PowerState, Storage
+from innkeeper.states import InstanceState, PowerState, Storage
 from innkeeper.types import MigrationPolicy
 from models.host import Host
 from models.remote_disks import RemoteDisk, find_prefetch, find_remote_disk
@@ -118,7 +118,7 @@ def check_drive(context: StepContext) -> list[Failure]:
     return []
 
 
-def check_on_source(context: StepContext, *, is_shared: bool, is_tls: bool) -> list[Failure]:
+def check_on_source(context: StepContext, *, is_tls: bool) -> list[Failure]:
     """Run every check that needs the source: its guest, its sight of the destination."""
     failures: list[Failure] = []
     view = context.host.hypervisor.find_domain(context.instance.id)
@@ -145,7 +145,6 @@ def check_on_source(context: StepContext, *, is_shared: bool, is_tls: bool) -> l
             )
         )
     failures.extend(_check_hydrated(context))
-    failures.extend(_check_storage(context, is_shared=is_shared))
     address = get_dst_address(context)
     port = LIBVIRT_TLS_PORT if is_tls else LIBVIRT_TCP_PORT
     reason = probe_tcp(address, port, REACH_TIMEOUT_S)
@@ -180,48 +179,3 @@ def _check_hydrated(context: StepContext) -> list[Failure]:
             f"Wait until its image is on the host, or hurry it: innkeeper hydrate {disk.name}.",
         )
     ]
-
-
-def _check_storage(context: StepContext, *, is_shared: bool) -> list[Failure]:
-    if not is_shared and context.details["check_destination"].get("failures_of_drive"):
-        return list(context.details["check_destination"]["failures_of_drive"])
-    if not is_shared and context.details["check_destination"].get("has_files"):
-        # An old overlay under a mirrored one would shine through wherever the new one is empty.
-        return [
-            failure(
-                "disk_exists",
-                f"{context.operation.dst_host} has files of this guest already, in pool "
-                f"{context.pool.name}.",
-                "They are left from an earlier move and are removed when its clean-up is done; "
-                "see innkeeper operations for one that still owes it.",
-            )
-        ]
-    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
-    if policy.handover == Handover.FAST and not (is_shared and context.pool.trusted_coherent):
-        return [
-            failure(
-                "handover",
-                f"Pool {context.pool.name} has no file lock that both hosts see, so a fast "
-                "hand-over could run the guest twice.",
-                "Use --handover safe, or a shared pool whose locks work.",
-            )
-        ]
-    if policy.storage == Storage.SHARED and not is_shared:
-        return [
-            failure(
-                "storage",
-                f"Pool {context.pool.name} is not shared by the two hosts: the probe file of "
-                f"{context.operation.dst_host} is not seen on {context.host.name}.",
-                "Use --storage block or auto.",
-            )
-        ]
-    if policy.storage == Storage.BLOCK and is_shared:
-        return [
-            failure(
-                "storage",
-                f"Pool {context.pool.name} is shared by the two hosts; a block migration would "
-                "copy the disk onto itself.",
-                "Use --storage shared or auto.",
-            )
-        ]
-    return []

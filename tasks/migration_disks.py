@@ -14,6 +14,7 @@ from tasks.context import StepContext
 from tasks.direct_boot import fetch_direct_boot
 from tasks.guest_disks import get_guest_disks
 from tasks.image_holding import Origin, hold_image, record_held
+from tasks.landing import claim_landing
 from tasks.workflow import Done
 from virt.storage.backend import BaseImage, Watch
 from virt.storage.choosing import get_backend
@@ -28,9 +29,7 @@ def make_landing_disks(context: StepContext) -> Done:
     disks = get_guest_disks(context)
     base = _fetch_base(context, disks)
     _, record_kernel = fetch_direct_boot(context, disks[0].facts)
-    directory = context.pool.instance_dir(context.instance.id)
-    context.intend(directory=str(directory))
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = claim_landing(context)
     watch = Watch(check=context.checkpoint)
     for disk in disks:
         backend = get_backend(disk.format, directory)

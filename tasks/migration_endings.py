@@ -44,6 +44,7 @@ def succeed(session: Session, operation: Operation) -> dict[str, Any]:
         "downtime_ms": settled.get("downtime_ms"),
         "handover_ms": settled.get("handover_ms"),
         "storage": details["check_source"]["storage"],
+        "storage_reason": details["check_source"].get("storage_reason"),
         "handover": operation.params["policy"]["handover"],
         "tls": bool(details["check_source"].get("tls")),
         "src": operation.src_host,

@@ -12,6 +12,7 @@ from tasks.guest_disks import get_guest_disks
 from tasks.migration_checks import get_dst_address
 from tasks.migration_disks import make_landing_disks
 from tasks.migration_forecast import foretell
+from tasks.migration_storage import require_answer
 from tasks.migration_tls import is_encrypted, libvirt_uri
 from tasks.migration_watch import ABORT_PATIENCE_S, MigrationWatch, abort
 from tasks.reconcile import Look
@@ -28,6 +29,7 @@ def prepare(context: StepContext) -> Done:
     context.intend(console=str(context.host.console_path(context.instance.id)))
     context.midway()
     if context.details["check_source"]["storage"] == Storage.SHARED:
+        require_answer(context)
         return Done({"made": []})
     return make_landing_disks(context)
 

@@ -1,13 +1,17 @@
-"""Whether two hosts see one directory: a random file, written here and read there.
+"""Whether two hosts see one directory: a file written on each of them and read on the other.
 
-A path that exists on both, or the same file-system type, proves nothing.
+A path that exists on both, or the same file-system type, proves nothing. The destination writes the
+probe and holds a lock on it; the source, when it reads the probe, writes an answer beside it.
 """
 
 import os
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from virt.file_locks import LockHolder, is_locked_elsewhere
+
 _POOL_ID = ".innkeeper-pool-id"
+_LOCKS = LockHolder()
 
 
 def write_probe(directory: Path, token: UUID) -> None:
@@ -16,29 +20,78 @@ def write_probe(directory: Path, token: UUID) -> None:
     Raises:
         OSError: the directory cannot be written.
     """
-    path = _probe(directory, token)
-    with path.open("w", encoding="ascii") as file:
-        file.write(str(token))
-        file.flush()
-        os.fsync(file.fileno())
+    _write(_probe(directory, token), str(token))
 
 
 def read_probe(directory: Path, token: UUID) -> bool:
     """Return whether the directory, seen from here, holds the token's probe file."""
+    return _read(_probe(directory, token)) == str(token)
+
+
+def lock_probe(directory: Path, token: UUID) -> bool:
+    """Hold a lock on the probe file until it is removed or this process ends.
+
+    Returns:
+        Whether the file system took it.
+    """
     try:
-        # A network file system may serve an old listing; opening by name asks the server.
-        return _probe(directory, token).read_text(encoding="ascii") == str(token)
-    except (OSError, UnicodeDecodeError):
+        return _LOCKS.hold(_probe(directory, token))
+    except OSError:
         return False
 
 
+def is_probe_locked(directory: Path, token: UUID) -> bool:
+    """Return whether the other host's lock on the probe file is seen from here."""
+    return is_locked_elsewhere(_probe(directory, token))
+
+
+def write_answer(directory: Path, token: UUID) -> None:
+    """Write the answer to a probe; writing it again is fine.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    _write(_answer(directory, token), f"seen {token}")
+
+
+def read_answer(directory: Path, token: UUID) -> bool:
+    """Return whether the directory, seen from here, holds the answer to the token's probe."""
+    return _read(_answer(directory, token)) == f"seen {token}"
+
+
+def remove_answer(directory: Path, token: UUID) -> None:
+    """Remove the answer; none is fine."""
+    _answer(directory, token).unlink(missing_ok=True)
+
+
 def remove_probe(directory: Path, token: UUID) -> None:
-    """Remove the probe file; none is fine."""
-    _probe(directory, token).unlink(missing_ok=True)
+    """Let go of the probe file and remove it; none is fine."""
+    path = _probe(directory, token)
+    _LOCKS.let_go(path)
+    path.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> str | None:
+    try:
+        # A network file system may serve an old listing; opening by name asks the server.
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _probe(directory: Path, token: UUID) -> Path:
     return directory / f".innkeeper-probe-{token}"
+
+
+def _answer(directory: Path, token: UUID) -> Path:
+    return directory / f".innkeeper-probe-{token}.answer"
 
 
 def ensure_pool_id(directory: Path) -> str:

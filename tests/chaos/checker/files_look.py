@@ -12,7 +12,7 @@ from uuid import UUID
 from lab.handle import Lab
 from lab.layout import HOST_MOUNTS, SHARED_MOUNT
 
-PROBE_PREFIX = ".innkeeper-probe-"
+MARKS = (".innkeeper-probe-", ".innkeeper-landing-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,11 @@ def _list_pool(place: _Place) -> Iterator[SeenFile]:
             with suppress(FileNotFoundError):
                 yield place.file("instance", path, directory.name)
     for path in _children(place.root):
-        if path.name.startswith(PROBE_PREFIX):
-            with suppress(FileNotFoundError):
-                yield place.file("probe", path, path.name.removeprefix(PROBE_PREFIX))
+        for mark in MARKS:
+            if path.name.startswith(mark):
+                owner = path.name.removeprefix(mark).removesuffix(".answer")
+                with suppress(FileNotFoundError):
+                    yield place.file("probe", path, owner)
     for path in _children(place.root / "images" / ".partial"):
         with suppress(FileNotFoundError):
             yield place.file("partial", path)
