@@ -44,6 +44,7 @@ class Host(Timestamps, Base):
     disabled_by: Mapped[str | None]
     disabled_reason: Mapped[str | None]
     heartbeat_at: Mapped[datetime | None]
+    down_since: Mapped[datetime | None]
     power_synced_at: Mapped[datetime | None]
     fenced_at: Mapped[datetime | None]
 

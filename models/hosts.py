@@ -68,7 +68,7 @@ def register_host(session: Session, registration: HostRegistration) -> None:
         .values(**values, heartbeat_at=func.clock_timestamp())
         .on_conflict_do_update(
             index_elements=["name"],
-            set_={**values, "heartbeat_at": func.clock_timestamp()},
+            set_={**values, "heartbeat_at": func.clock_timestamp(), "down_since": None},
         )
     )
 
@@ -90,7 +90,7 @@ def beat_heart(session: Session, name: str, worker_id: str) -> Heartbeat:
     touched = session.execute(
         update(Host)
         .where(Host.name == name, Host.worker_id == worker_id, Host.fenced_at.is_(None))
-        .values(heartbeat_at=func.clock_timestamp())
+        .values(heartbeat_at=func.clock_timestamp(), down_since=None)
         .returning(Host.name)
     ).scalar_one_or_none()
     if touched is not None:
@@ -99,6 +99,26 @@ def beat_heart(session: Session, name: str, worker_id: str) -> Heartbeat:
         select(Host.fenced_at.is_not(None)).where(Host.name == name, Host.worker_id == worker_id)
     )
     return Heartbeat.FENCED if is_fenced else Heartbeat.REPLACED
+
+
+def note_silent_hosts(session: Session, *, up_s: float) -> list[str]:
+    """Write since when hosts are down; their next heartbeat lifts that.
+
+    Args:
+        session: an open transaction.
+        up_s: how old the heartbeat of a host that is up may be.
+
+    Returns:
+        The hosts that were not noted before.
+    """
+    rows = session.execute(
+        text(
+            "UPDATE hosts SET down_since = clock_timestamp() WHERE down_since IS NULL "
+            "AND heartbeat_at <= clock_timestamp() - make_interval(secs => :up_s) RETURNING name"
+        ),
+        {"up_s": up_s},
+    )
+    return [row.name for row in rows]
 
 
 def disable_host(

@@ -300,7 +300,7 @@ def record_event(
     host: str | None = None,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Write that something happened."""
+    """Write that something happened that no state shows: what states do is told by triggers."""
     session.add(
         Event(
             kind=kind,

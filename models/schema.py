@@ -2,7 +2,7 @@
 
 from models.base import Base
 from models.disk import Disk
-from models.event import Event
+from models.event import Event, EventRelay
 from models.fencing import Evacuation, Fencing
 from models.host import Claim, Host
 from models.image import CachedImage, Image
@@ -20,6 +20,7 @@ __all__ = [
     "Disk",
     "Evacuation",
     "Event",
+    "EventRelay",
     "Fencing",
     "Host",
     "Image",

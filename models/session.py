@@ -1,11 +1,12 @@
 """Short transactions on Postgres; never one open across a hypervisor call or a sleep."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tenacity
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -13,6 +14,8 @@ T = TypeVar("T")
 
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
+# Said by a trigger to whoever writes an event: see models/event.py.
+NEWS_SQLSTATE = "IK001"
 
 
 def is_retryable(exc: BaseException) -> bool:
@@ -49,6 +52,7 @@ class Database:
         application_name: shown in ``pg_stat_activity``.
         prepared_statements: whether the server keeps plans; False behind a transaction-pooling
             PgBouncer older than 1.21, which cannot follow them.
+        on_news: called after a commit that wrote events; must return at once.
     """
 
     def __init__(
@@ -58,7 +62,11 @@ class Database:
         pool_size: int = 8,
         application_name: str = "innkeeper",
         prepared_statements: bool = True,
+        on_news: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_news = on_news
+        # What a thread's transaction was told on its connection, which no other thread has then.
+        self._heard = threading.local()
         self.engine: Engine = create_engine(
             url,
             pool_size=pool_size,
@@ -83,6 +91,7 @@ class Database:
                 "tcp_user_timeout": 20_000,
             },
         )
+        event.listen(self.engine, "connect", self._listen)
 
         # The same pool; BEGIN and COMMIT are round trips that one statement does not need.
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -92,6 +101,7 @@ class Database:
         """Yield a session; commit at the end of the block, roll back on an exception."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
+        self._pass_on_news()
 
     def run(self, work: Callable[[Session], T], *, patience_s: float = 20) -> T:
         """Run ``work`` in a transaction, again on lost connections and serialization failures.
@@ -121,6 +131,7 @@ class Database:
     def _statement(self) -> Iterator[Session]:
         with Session(self._autocommit, expire_on_commit=False) as session, session.begin():
             yield session
+        self._pass_on_news()
 
     @staticmethod
     def _run(
@@ -137,6 +148,18 @@ class Database:
             with attempt, begin() as session:
                 result = work(session)
         return result
+
+    def _pass_on_news(self) -> None:
+        if getattr(self._heard, "news", False):
+            self._heard.news = False
+            self._on_news()
+
+    def _listen(self, connection: Any, _record: Any) -> None:
+        def hear(notice: Any) -> None:
+            if notice.sqlstate == NEWS_SQLSTATE:
+                self._heard.news = True
+
+        connection.add_notice_handler(hear)
 
     def dispose(self) -> None:
         """Close every pooled connection."""

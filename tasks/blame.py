@@ -93,6 +93,7 @@ _CODES: dict[Blame, tuple[type[errors.InnkeeperError], ...]] = {
         errors.DomainNotFound,
         errors.FencingError,
         errors.StaleDomain,
+        errors.EventsLost,
         errors.LeaseLost,
         errors.NotFenced,
         errors.FencingFailed,

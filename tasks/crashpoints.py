@@ -49,6 +49,10 @@ SWEEP_MOMENTS = {
     "turning": "a strayed operation is about to be turned back",
     "ringing": "bells are marked as rung and not sent",
 }
+RELAY_MOMENTS = {
+    "relaying": "events have their positions, Redis has not got them",
+    "relayed": "Redis has the events, the record of that is not written",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class CrashPoint:
 
     Args:
         name: ``<where>:<moment>``.
-        kind: the workflow's kind; ``sweep`` for the sweeper's.
+        kind: the workflow's kind; ``sweep`` for the sweeper's, ``events`` for the relay's.
         step: the step; None for requests, outcomes and the sweeper.
         moment: which boundary.
         is_undo: whether it lies on the way back.
@@ -104,7 +108,7 @@ def _strike(directory: Path, point: str) -> None:
 
 
 def list_points(workflows: Iterable[Workflow], requests: Iterable[str]) -> list[CrashPoint]:
-    """Return every boundary of every step, request, outcome and sweep.
+    """Return every boundary of every step, request, outcome, sweep and of the relay of events.
 
     Args:
         workflows: the release's workflows.
@@ -117,7 +121,8 @@ def list_points(workflows: Iterable[Workflow], requests: Iterable[str]) -> list[
         for step in workflow.steps:
             points += _of_step(workflow, step)
         points += _of_control(f"outcome.{workflow.kind}", workflow.kind, OUTCOME_MOMENTS)
-    return [*points, *_of_control("sweep", "sweep", SWEEP_MOMENTS)]
+    points += _of_control("sweep", "sweep", SWEEP_MOMENTS)
+    return [*points, *_of_control("events", "events", RELAY_MOMENTS)]
 
 
 def _of_step(workflow: Workflow, step: StepSpec) -> list[CrashPoint]:

@@ -51,8 +51,7 @@ def advance(session: Session, workflow: Workflow, operation_id: UUID, position: 
         return True
     result = workflow.on_success(session, operation)
     session.flush()
-    if operations.end_operation(session, operation_id, OperationState.SUCCEEDED, result=result):
-        _record_end(session, operation, OperationState.SUCCEEDED, None)
+    operations.end_operation(session, operation_id, OperationState.SUCCEEDED, result=result)
     return True
 
 
@@ -91,8 +90,7 @@ def _end_in_failure(session: Session, operation: Operation, error: dict[str, Any
     is_cancel = error.get("code") == Cancelled.code
     state = OperationState.CANCELLED if is_cancel else OperationState.FAILED
     session.flush()
-    if operations.end_operation(session, operation.id, state, error=error):
-        _record_end(session, operation, state, error)
+    operations.end_operation(session, operation.id, state, error=error)
     return Turn.ENDED
 
 
@@ -218,8 +216,7 @@ def end_early(
     result = workflow.on_success(session, operation)
     debts.owe(session, operation.id)
     session.flush()
-    if operations.end_operation(session, operation.id, OperationState.SUCCEEDED, result=result):
-        _record_end(session, operation, OperationState.SUCCEEDED, None)
+    operations.end_operation(session, operation.id, OperationState.SUCCEEDED, result=result)
     return Turn.ENDED
 
 
@@ -279,17 +276,4 @@ def stray_error(why: str, *, kind: str, cancelled_by: str | None, limit_s: float
         return Cancelled(f"The {kind} operation was cancelled.", {"by": cancelled_by})
     return DeadlineExceeded(
         f"The {kind} operation did not end within {limit_s:.0f} s.", {"limit_s": limit_s}
-    )
-
-
-def _record_end(
-    session: Session, operation: Operation, state: OperationState, error: dict[str, Any] | None
-) -> None:
-    record_event(
-        session,
-        f"operation.{state.value}",
-        instance_id=operation.instance_id,
-        operation_id=operation.id,
-        host=operation.dst_host,
-        data={"kind": operation.kind, **({"error": error} if error else {})},
     )

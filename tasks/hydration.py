@@ -11,6 +11,7 @@ import structlog
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from innkeeper.addresses import show_address
 from innkeeper.errors import Busy, InnkeeperError, SourceLost
 from innkeeper.remote_source import parse_remote_source
 from models.advisory import lock
@@ -123,7 +124,7 @@ def _note_source(session: Session, services: HostServices, disk: RemoteDisk, wai
             "instance.source_lost" if waits else "instance.source_back",
             instance_id=disk.instance_id,
             host=services.name,
-            data={"url": disk.url},
+            data={"source": show_address(disk.url)},
         )
 
 

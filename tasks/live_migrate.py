@@ -25,7 +25,6 @@ from innkeeper.types import MigrationPolicy
 from models import ledger
 from models.claims import move_placement
 from models.operation import Operation
-from models.queries import record_event
 from tasks import migration_checks, migration_run, migration_storage, migration_tls
 from tasks.admission import limit_migrations
 from tasks.context import StepContext
@@ -257,14 +256,6 @@ def _commit(context: StepContext) -> None:
         )
         set_committed(session, operation)
         set_phase(session, operation, phase="committed")
-        record_event(
-            session,
-            "instance.moved",
-            instance_id=instance.id,
-            operation_id=operation.id,
-            host=operation.dst_host,
-            data={"src": operation.src_host},
-        )
 
     context.database.run(commit)
     operation.is_committed = True

@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 from innkeeper.addresses import show_address
 from innkeeper.errors import InvalidRequest
 from innkeeper.image_types import CachedImageView
-from models import cached_images, hosts, operations, queries, server_groups
+from models import cached_images, event_feed, hosts, operations, queries, server_groups
 from models.queries import find_schema_revision
 
 Answer = dict[str, Any] | list[dict[str, Any]]
+MOST_EVENTS = 1000
 
 
 def parse_operation_id(value: Any) -> UUID:
@@ -169,6 +170,22 @@ def list_images(session: Session, *, host: str | None = None) -> Answer:
     ]
 
 
+def list_events(
+    session: Session, *, after: int | None = None, limit: int = 100, instance: str | None = None
+) -> Answer:
+    """Return events that are kept, in order, with the first and the last id there are.
+
+    Queue: control; milliseconds.
+    Idempotency: only reads.
+    Undo: none.
+    On crash: ask again.
+    Retries: none.
+    """
+    wanted = max(0, min(int(limit), MOST_EVENTS))
+    page = event_feed.read_page(session, after=after, limit=wanted, instance=instance)
+    return page.model_dump(mode="json")
+
+
 def _host(session: Session, name: str) -> Answer:
     session.flush()
     view = next(view for view in queries.list_hosts(session) if view.name == name)
@@ -222,6 +239,7 @@ QUERIES: dict[str, Callable[..., Answer]] = {
     "innkeeper.host.disable": disable_host,
     "innkeeper.group.list": list_groups,
     "innkeeper.image.list": list_images,
+    "innkeeper.event.list": list_events,
     "innkeeper.operation.show": show_operation,
     "innkeeper.operation.list": list_operations,
     "innkeeper.operation.cancel": cancel_operation,

@@ -45,7 +45,6 @@ from models.operations import (
     insert_operation,
     take_instance,
 )
-from models.queries import record_event
 from models.server_groups import join_group
 from tasks.catalogue import WORKFLOWS
 from tasks.choosing import choose_and_claim, demand_of
@@ -217,9 +216,6 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     instance.host = host
     append_steps(
         session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host, spec=wire), first_position=0
-    )
-    record_event(
-        session, "instance.requested", instance_id=instance_id, operation_id=new.id, host=host
     )
 
 

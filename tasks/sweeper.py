@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import HostUnsuitable
 from models import sweep
 from models.absent_hosts import pass_over_absent
+from models.claims import HOST_IS_UP_S
 from models.debts import Overdue, find_current_step, list_overdue
+from models.hosts import note_silent_hosts
 from models.refusal import prune_refusals
 from models.session import Database
 from tasks import endings
@@ -66,6 +68,8 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         log.info("ringing again", operation=str(bell.operation_id), position=bell.position)
         bells.ring(bell.operation_id)
     database.run(prune_refusals)
+    for host in database.run(lambda session: note_silent_hosts(session, up_s=HOST_IS_UP_S)):
+        log.warning("a host is down, its worker is silent", host=host)
     published = bells.make_up_outcomes()
     return SweepReport(len(due), turned_back, published)
 

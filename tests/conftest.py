@@ -44,12 +44,18 @@ def crash(lab: Lab) -> CrashDirectory:
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """An empty Postgres of its own, without hypervisors."""
+def services_env() -> Iterator[dict[str, str]]:
+    """Where an empty Postgres and an empty Redis are, without workers."""
     with tempfile.TemporaryDirectory(prefix="innkeeper-pg-", dir="/var/tmp") as directory:
         os.chmod(directory, 0o755)
         with Lab.up(Path(directory), hosts=1, workers=False, owner_pid=os.getpid()) as running:
-            yield running.env()["INNKEEPER_DATABASE_URL"]
+            yield running.env()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(services_env: dict[str, str]) -> str:
+    """An empty Postgres of its own, without hypervisors."""
+    return services_env["INNKEEPER_DATABASE_URL"]
 
 
 def alembic_config(url: str) -> Config:

@@ -3,9 +3,11 @@
 import socket
 
 from tasks.catalogue import WORKFLOWS
+from tasks.notifications import EventRelay
 from tasks.sweeper import sweep_once
 from workers.engine import build_engine
 from workers.node_lock import take_node_lock
+from workers.notifications import RelayThread
 from workers.settings import Settings
 from workers.worker import run_worker
 
@@ -20,6 +22,21 @@ def run_control(settings: Settings, *, name: str | None = None) -> int:
     node = f"control-{name or socket.gethostname()}"
     lock = take_node_lock(settings.lock_dir.parent, node)
     app, engine = build_engine(settings, node=node, services=None)
+    stream = settings.event_stream
+    relay = EventRelay(
+        engine.database,
+        stream=stream,
+        length=settings.event_stream_length,
+        max_age_s=settings.event_max_age_s,
+        owner=engine.leases.owner,
+    )
+    relaying = RelayThread(app, relay, stream)
+
+    def stop() -> None:
+        relaying.stop()
+        engine.database.dispose()
+
+    relaying.start()
     try:
         return run_worker(
             app,
@@ -28,7 +45,7 @@ def run_control(settings: Settings, *, name: str | None = None) -> int:
             queue="control",
             concurrency=settings.concurrency,
             ready_file=settings.ready_file,
-            on_stop=engine.database.dispose,
+            on_stop=stop,
         )
     finally:
         lock.close()

@@ -17,6 +17,7 @@ from tasks.fencing_hook import FencingHook
 from tasks.leases import LeaseKeeper
 from tasks.registration import register_tasks
 from workers.app import build_app
+from workers.notifications import EventBell
 from workers.secret_keys import load_keyring
 from workers.settings import Settings
 
@@ -41,13 +42,14 @@ def build_engine(
         services: the hypervisor's parts; None for control.
         look_again: has a guest's power state read once more.
     """
+    app = build_app(settings, node=node)
     database = Database(
         settings.database_url.get_secret_value(),
         pool_size=settings.concurrency,
         application_name=f"innkeeper {node}",
         prepared_statements=settings.prepared_statements,
+        on_news=EventBell(app, settings.event_stream).ring,
     )
-    app = build_app(settings, node=node)
     engine = Engine(
         database=database,
         workflows=WORKFLOWS,

@@ -52,6 +52,10 @@ def configure_logs(settings: Settings, *, node: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for noisy in ("httpx", "httpcore", "celery.app.trace", "celery.worker.strategy"):
+    # The last: Postgres' notices, by which a process hears that it has written an event.
+    for noisy in (
+        *("httpx", "httpcore", "celery.app.trace", "celery.worker.strategy"),
+        "sqlalchemy.dialects.postgresql",
+    ):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
     structlog.contextvars.bind_contextvars(node=node)

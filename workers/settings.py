@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from innkeeper.event_types import DEFAULT_STREAM
 from innkeeper.remote_source import parse_remote_source
 from tasks.fencing_hook import check_command
 from tasks.tls_rule import TlsRule
@@ -209,6 +210,20 @@ class Settings(BaseModel):
     fencing_timeout_s: Annotated[
         float, Field(gt=0, le=3600, description="How long the fencing hook may take, seconds")
     ] = 60.0
+    event_stream: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9:._-]{1,128}$",
+            description="Key of the broker's Redis under which events are published; one for all"
+            " control and host workers, and for clients that follow events",
+        ),
+    ] = DEFAULT_STREAM
+    event_stream_length: Annotated[
+        int, Field(ge=100, description="About how many events the stream in Redis keeps")
+    ] = 10_000
+    event_max_age_s: Annotated[
+        float, Field(ge=0, description="Events older than this are removed; 0 for never")
+    ] = 2_592_000.0
     prepared_statements: Annotated[
         bool, Field(description="Keep query plans; false behind a PgBouncer older than 1.21")
     ] = True

@@ -21,7 +21,7 @@ EXPECTED = {
     "migration_timeout stop_timeout",
     Blame.NOBODY: "attempts_exhausted broker_unavailable cancelled deadline_exceeded "
     "domain_not_found fencing_error fencing_failed host_returned innkeeper_error internal_error "
-    "interrupted lease_lost not_fenced "
+    "events_lost interrupted lease_lost not_fenced "
     "outcome_unknown service_error stale_domain wait_timeout",
 }
 

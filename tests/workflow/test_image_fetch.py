@@ -75,6 +75,7 @@ def test_an_address_keeps_its_secret(
         operation.wait(120)
     shown = [caught.value.to_wire(), operation.view().model_dump(mode="json")]
     shown += [view.model_dump(mode="json") for view in client.operations()]
+    shown += [client.events(limit=1000).model_dump(mode="json")]
     with records.transaction() as session:
         row = session.get_one(Operation, operation.id)
         shown += [row.error, row.params, row.progress, row.result]

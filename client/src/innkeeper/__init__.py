@@ -19,6 +19,7 @@ from innkeeper.errors import (
     DefineRejected,
     DigestMismatch,
     DomainNotFound,
+    EventsLost,
     ExternalDataFile,
     FencingError,
     FencingFailed,
@@ -68,6 +69,7 @@ from innkeeper.errors import (
     WaitTimeout,
 )
 from innkeeper.evacuation_types import EvacuationPlan, EvacuationSpec
+from innkeeper.event_types import EventPage, EventView
 from innkeeper.image_types import CachedImageView, PrewarmSpec
 from innkeeper.operation import Operation
 from innkeeper.sealing import seal
@@ -115,6 +117,9 @@ __all__ = [
     "Effect",
     "EvacuationPlan",
     "EvacuationSpec",
+    "EventPage",
+    "EventView",
+    "EventsLost",
     "ExternalDataFile",
     "FencingError",
     "FencingFailed",

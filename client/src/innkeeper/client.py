@@ -10,7 +10,7 @@ inn.migrate("vm-1", dst="hv-b").wait(timeout_s=600)
 import getpass
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -20,6 +20,8 @@ from innkeeper import contract, diagnosis, requests, sealing
 from innkeeper.diagnosis import Part
 from innkeeper.errors import InvalidRequest
 from innkeeper.evacuation_types import EvacuationPlan, EvacuationSpec
+from innkeeper.event_following import EventFollower
+from innkeeper.event_types import DEFAULT_STREAM, EventPage, EventView
 from innkeeper.image_types import CachedImageView, PrewarmSpec
 from innkeeper.operation import Operation
 from innkeeper.requests import Asker, Message
@@ -50,6 +52,8 @@ class Innkeeper:
         result_url: Redis for outcomes; by default ``INNKEEPER_RESULT_URL``.
         requested_by: who asks, for the record; by default user@host.
         timeout_s: how long one question may take.
+        event_stream: the stream of events in the broker's Redis; by default
+            ``INNKEEPER_EVENT_STREAM``, and without that ``innkeeper:events``.
         public_key: the workers' key, to which secrets are sealed; by default
             ``INNKEEPER_PUBLIC_KEY``, and without that the one the workers tell.
 
@@ -65,7 +69,11 @@ class Innkeeper:
         requested_by: str | None = None,
         timeout_s: float = 5,
         public_key: str | None = None,
+        event_stream: str | None = None,
     ) -> None:
+        self._event_stream = (
+            event_stream or os.environ.get("INNKEEPER_EVENT_STREAM") or DEFAULT_STREAM
+        )
         self.requested_by = requested_by or _whoami()
         self._public_key = public_key or os.environ.get("INNKEEPER_PUBLIC_KEY") or None
         self._transport = Transport(
@@ -346,6 +354,46 @@ class Innkeeper:
             kwargs["instance"] = requests.instance_reference(instance)
         answer = self._transport.ask(contract.OPERATION_LIST, kwargs)
         return [OperationView.model_validate(each) for each in answer]
+
+    def events(
+        self, after: int | None = None, *, limit: int = 100, instance: str | UUID | None = None
+    ) -> EventPage:
+        """Return what has happened, from Postgres; in the order in which it did.
+
+        Args:
+            after: the id behind which to begin; None for the newest events.
+            limit: how many at most, up to 1000.
+            instance: only of this guest; a name also finds guests that are deleted.
+        """
+        kwargs: dict[str, Any] = {"after": after, "limit": limit, "instance": None}
+        if instance is not None:
+            kwargs["instance"] = requests.instance_reference(instance)
+        return EventPage.model_validate(self._transport.ask(contract.EVENT_LIST, kwargs))
+
+    def follow_events(
+        self, after: int | None = None, *, patience_s: float = 300
+    ) -> Iterator[EventView]:
+        """Yield every event once, in order and within about a second, without end.
+
+        Keep the id of the last event that was dealt with, and begin with it next time: nothing is
+        missed meanwhile.
+
+        Args:
+            after: the id of the last event that is known; None to begin with what happens now.
+            patience_s: how long Redis and the control worker may be away before that is an error.
+
+        Raises:
+            EventsLost: events behind ``after`` are no longer kept.
+            BrokerUnavailable, ServiceError: they were away for longer.
+        """
+        follower = EventFollower(
+            self._transport,
+            lambda known, limit: self.events(known, limit=limit),
+            stream=self._event_stream,
+            after=after,
+            patience_s=patience_s,
+        )
+        return follower.follow()
 
     def public_key(self) -> str:
         """Return the key to which secrets are sealed: the pinned one, or the workers' answer.

@@ -46,6 +46,7 @@ HOST_DISABLE: Final = "innkeeper.host.disable"
 HOST_EVACUATION_PLAN: Final = "innkeeper.host.evacuation_plan"
 GROUP_LIST: Final = "innkeeper.group.list"
 IMAGE_LIST: Final = "innkeeper.image.list"
+EVENT_LIST: Final = "innkeeper.event.list"
 OPERATION_SHOW: Final = "innkeeper.operation.show"
 OPERATION_LIST: Final = "innkeeper.operation.list"
 OPERATION_CANCEL: Final = "innkeeper.operation.cancel"
@@ -62,6 +63,7 @@ QUERY_TASKS: Final = frozenset(
         HOST_EVACUATION_PLAN,
         GROUP_LIST,
         IMAGE_LIST,
+        EVENT_LIST,
         OPERATION_SHOW,
         OPERATION_LIST,
         OPERATION_CANCEL,

@@ -20,7 +20,7 @@
     ├─ Interrupted             ├─ Cancelled ├─ DeadlineExceeded └─ AttemptsExhausted
     ├─ FencingError            ├─ StaleDomain ├─ LeaseLost ├─ NotFenced
     │                          ├─ FencingFailed ├─ HostFenced └─ HostReturned
-    ├─ ServiceError            ├─ BrokerUnavailable └─ WaitTimeout
+    ├─ ServiceError            ├─ BrokerUnavailable ├─ WaitTimeout └─ EventsLost
     └─ InternalError           a defect of Innkeeper
 
 Every class is built from ``(message, details)`` only, both JSON, because that is what survives a
@@ -609,6 +609,19 @@ class WaitTimeout(ServiceError):
     code = "wait_timeout"
     default_effect = Effect.UNKNOWN
     default_hint = "Wait again: the operation goes on by itself."
+
+
+class EventsLost(ServiceError):
+    """Events that a follower has not seen are no longer kept, or never were here.
+
+    Details: ``after``, ``oldest``, ``newest``.
+    """
+
+    code = "events_lost"
+    retryable = False
+    default_hint = (
+        "Read the state anew (instances, operations, hosts), then follow from the newest event."
+    )
 
 
 class InternalError(InnkeeperError):

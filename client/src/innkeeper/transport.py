@@ -7,6 +7,7 @@ results are polled rather than waited for by pub/sub, whose lost notice would be
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -187,6 +188,24 @@ class Transport:
             },
         )
 
+    @contextmanager
+    def reading(self, stream: str) -> Iterator["StreamReader"]:
+        """Yield a reader of a stream in the broker's Redis, with a connection of its own.
+
+        Args:
+            stream: the stream's key.
+
+        Raises:
+            BrokerUnavailable: there, or while it reads, when Redis does not answer.
+        """
+        try:
+            with self._app.connection_for_read() as connection:
+                yield StreamReader(connection.default_channel.client, stream)
+        except _UNREACHABLE as exc:
+            raise BrokerUnavailable(
+                f"Redis at {maybe_sanitize_url(self.broker_url)} does not answer: {_cause(exc)}."
+            ) from exc
+
     def ping_broker(self) -> None:
         """Open a new connection to the broker and close it again.
 
@@ -212,6 +231,37 @@ class Transport:
             self._app.backend.delete(self._app.backend.get_key_for_task(str(query_id)))
         except (*_UNREACHABLE, AttributeError):
             return  # Left for the backend's own expiry.
+
+
+class StreamReader:
+    """Reads entries of one stream; made by `Transport.reading`."""
+
+    def __init__(self, redis: Any, stream: str) -> None:
+        self._redis = redis
+        self._stream = stream
+
+    def read_after(self, after: int, *, block_s: float, limit: int) -> list[dict[str, bytes]]:
+        """Return the entries behind ``<after>-0``, in order; none when none came in time.
+
+        Args:
+            after: the first half of an entry's id.
+            block_s: how long to wait for the first one; less than a socket's time-out.
+            limit: how many at most.
+        """
+        answer = self._redis.xread(
+            {self._stream: f"{after}-0"}, count=limit, block=max(1, int(block_s * 1000))
+        )
+        found = answer.values() if isinstance(answer, dict) else [pair[1] for pair in answer or ()]
+        return [
+            {_text(name): value for name, value in fields.items()}
+            for entries in found
+            for _, fields in entries
+            if fields
+        ]
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _build_app(broker_url: str, result_url: str, timeout_s: float) -> Any:

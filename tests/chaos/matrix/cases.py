@@ -57,6 +57,7 @@ POOLS = {"live_migrate[shared]": "shared"}
 DEATHS = "it takes a dead host; tests/workflow/test_evacuate.py goes through its steps"
 KINDS_ELSEWHERE = {
     "prefetch": "no request begins it; tests/workflow/test_hydration_killed.py goes through it",
+    "events": "no operation waits for it; tests/workflow/test_events.py goes through it",
     "evacuate": DEATHS,
     "evacuate_instance": DEATHS,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from innkeeper.cli import doctor, evacuation, images, inventory, operations, sealing, verbs
+from innkeeper.cli import doctor, evacuation, events, images, inventory, operations, sealing, verbs
 from innkeeper.cli.follow import Detached
 from innkeeper.cli.screen import print_error, print_json
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
@@ -27,6 +27,7 @@ inventory.register(app)
 images.register(app)
 evacuation.register(app)
 operations.register(app)
+events.register(app)
 sealing.register(app)
 doctor.register(app)
 
