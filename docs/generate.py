@@ -25,7 +25,7 @@ from sqlalchemy import CheckConstraint, Table, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 
 import models.schema  # noqa: F401 (imports every module that defines a table)
-from innkeeper import guest_parts, image_types, types
+from innkeeper import drain_types, guest_parts, image_types, types
 from innkeeper.cli.app import app as cli
 from innkeeper.contract import QUERY_TASKS, REQUEST_TASKS
 from innkeeper.errors import InnkeeperError, catalogue
@@ -56,6 +56,7 @@ REQUEST_TYPES: tuple[type[BaseModel], ...] = (
     types.StopPolicy,
     types.RebootPolicy,
     image_types.PrewarmSpec,
+    drain_types.DrainPolicy,
 )
 
 
@@ -268,6 +269,10 @@ def tasks_page() -> str:
                 "`instance`, `policy`: [RebootPolicy](requests.md#rebootpolicy)",
             ),
             ("`innkeeper.instance.start`, `innkeeper.instance.delete`", "`instance`"),
+            (
+                "`innkeeper.host.drain`",
+                "`host`, `policy`: [DrainPolicy](requests.md#drainpolicy)",
+            ),
             ("`innkeeper.image.prewarm`", "`spec`: [PrewarmSpec](requests.md#prewarmspec)"),
         ],
     )

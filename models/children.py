@@ -83,3 +83,38 @@ def cancel_children(session: Session, parent_id: UUID, *, requested_by: str | No
         {"parent": parent_id, "by": requested_by},
     )
     return int(result.rowcount)  # type: ignore[attr-defined]
+
+
+def wake_whole(session: Session, child_id: UUID) -> list[UUID]:
+    """Have the whole of a part that has ended look again now, if it waits.
+
+    Returns:
+        The whole, marked as rung; nothing when it is at work, and will see for itself.
+    """
+    rows = session.execute(
+        text(
+            """
+            UPDATE steps s
+               SET not_before = clock_timestamp(), rung_at = clock_timestamp(), rings = 1
+              FROM operations c
+             WHERE c.id = :child AND s.operation_id = c.parent_id
+               AND s.state IN ('queued', 'undo') AND s.waiting_for IS NOT NULL
+            RETURNING s.operation_id
+            """
+        ),
+        {"child": child_id},
+    )
+    return [row.operation_id for row in rows]
+
+
+def count_live_children(session: Session, parent_id: UUID) -> int:
+    """Count the parts of a whole that have not ended."""
+    return int(
+        session.execute(
+            text(
+                "SELECT count(*) FROM operations WHERE parent_id = :parent "
+                "AND state IN ('queued', 'running', 'undoing')"
+            ),
+            {"parent": parent_id},
+        ).scalar_one()
+    )

@@ -15,7 +15,7 @@ class Host(Timestamps, Base):
 
     __tablename__ = "hosts"
     __table_args__ = (
-        CheckConstraint("disabled_kind IN ('auto', 'operator')", name="disabled_kind"),
+        CheckConstraint("disabled_kind IN ('auto', 'operator', 'drain')", name="disabled_kind"),
         CheckConstraint("is_enabled = (disabled_kind IS NULL)", name="enabled_has_no_disabler"),
     )
 
@@ -39,6 +39,9 @@ class Host(Timestamps, Base):
     cpu_overcommit: Mapped[float] = mapped_column(server_default=text("1"))
     memory_overcommit: Mapped[float] = mapped_column(server_default=text("1"))
     disk_overcommit: Mapped[float] = mapped_column(server_default=text("1"))
+    max_migrations_out: Mapped[int] = mapped_column(server_default=text("1"))
+    max_migrations_in: Mapped[int] = mapped_column(server_default=text("2"))
+    max_migrations_per_link: Mapped[int] = mapped_column(server_default=text("1"))
     is_enabled: Mapped[bool] = mapped_column(server_default=text("true"))
     disabled_kind: Mapped[str | None]
     disabled_by: Mapped[str | None]

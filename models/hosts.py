@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import FencingError, NotFound, StateConflict
 from models.host import Host
 
+_RANK = {"auto": 0, "drain": 1, "operator": 2}
+
 
 @dataclass(frozen=True, slots=True)
 class HostRegistration:
@@ -37,6 +39,9 @@ class HostRegistration:
     cpu_overcommit: float
     memory_overcommit: float
     disk_overcommit: float
+    max_migrations_out: int = 1
+    max_migrations_in: int = 2
+    max_migrations_per_link: int = 1
 
 
 def register_host(session: Session, registration: HostRegistration) -> None:
@@ -129,7 +134,7 @@ def disable_host(
     Args:
         session: an open transaction.
         name: the host.
-        kind: ``operator`` or ``auto``; an automatic one never replaces an operator's.
+        kind: ``operator``, ``drain`` or ``auto``; none replaces what stands before it.
         disabled_by: who, for the record.
         reason: why, for the record.
 
@@ -137,7 +142,7 @@ def disable_host(
         NotFound: there is no such host.
     """
     host = _get_locked(session, name)
-    if kind == "operator" or host.disabled_kind is None:
+    if host.disabled_kind is None or _RANK[kind] >= _RANK[host.disabled_kind]:
         host.is_enabled = False
         host.disabled_kind, host.disabled_by, host.disabled_reason = kind, disabled_by, reason
     session.flush()
@@ -145,7 +150,7 @@ def disable_host(
 
 
 def enable_host(session: Session, name: str, *, kind: str) -> Host:
-    """Allow placing again; an automatic enabling lifts only an automatic disabling.
+    """Allow placing again; only an operator lifts what another kind has disabled.
 
     Raises:
         NotFound: there is no such host.
@@ -162,7 +167,7 @@ def enable_host(session: Session, name: str, *, kind: str) -> Host:
                 "hint": "Start its worker: it removes what was moved away, then enable the host.",
             },
         )
-    if kind == "operator" or host.disabled_kind == "auto":
+    if kind in ("operator", host.disabled_kind):
         host.is_enabled = True
         host.disabled_kind = host.disabled_by = host.disabled_reason = None
     session.flush()

@@ -330,6 +330,49 @@ def requeue_step(
     )
 
 
+def decline_step(
+    session: Session, key: StepKey, *, after_s: float, waiting_for: str | None = None
+) -> None:
+    """Take a claim back in its own transaction, as if the step had not been begun.
+
+    Args:
+        session: the transaction of the claim.
+        key: the claim.
+        after_s: the shortest time until it may be claimed again, if nobody calls it before.
+        waiting_for: what it waits in line for; it gets a ticket, or keeps the one it has.
+    """
+    _move(
+        session,
+        key,
+        "state = CASE WHEN state = 'undoing' THEN 'undo' ELSE 'queued' END, owner = NULL, "
+        "lease_expires_at = NULL, rung_at = NULL, rings = 0, attempt = attempt - 1, "
+        "started_at = CASE WHEN attempt > 1 THEN started_at END, "
+        "not_before = clock_timestamp() + make_interval(secs => :after_s), "
+        "waiting_for = CAST(:waiting_for AS text), "
+        "waiting_since = CASE WHEN CAST(:waiting_for AS text) IS NULL THEN waiting_since "
+        "ELSE COALESCE(waiting_since, (SELECT min(p.waiting_since) FROM steps p WHERE p.name = "
+        "steps.name AND p.operation_id = steps.operation_id), clock_timestamp()) END",
+        after_s=after_s,
+        waiting_for=waiting_for,
+    )
+
+
+def hasten_step(session: Session, operation_id: UUID, position: int) -> bool:
+    """Have a step that was given back begun again now, and mark it as rung.
+
+    Returns:
+        False when nobody had given it back.
+    """
+    result = session.execute(
+        text(
+            "UPDATE steps SET not_before = clock_timestamp(), rung_at = clock_timestamp(), "
+            "rings = 1 WHERE operation_id = :o AND position = :p AND state IN ('queued', 'undo')"
+        ),
+        {"o": operation_id, "p": position},
+    )
+    return bool(result.rowcount)  # type: ignore[attr-defined]
+
+
 def reopen_step(session: Session, operation_id: UUID, *, name: str, after_s: float) -> None:
     """Have a done step's look at the world made anew before the operation goes on.
 

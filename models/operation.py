@@ -119,6 +119,7 @@ class Step(Base):
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime] = mapped_column(server_default=text("now()"))
     waiting_for: Mapped[str | None]
+    waiting_since: Mapped[datetime | None]
     rung_at: Mapped[datetime | None]
     rings: Mapped[int] = mapped_column(server_default=text("0"))
     started_at: Mapped[datetime | None]

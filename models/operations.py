@@ -375,13 +375,21 @@ def commit_unless_cancelled(session: Session, key: StepKey) -> bool:
     return bool(is_cancelled)
 
 
+def find_real_id(session: Session, task_id: UUID) -> UUID:
+    """Return the operation that a task's id means: its own, or one that was under way already."""
+    if session.get(Operation, task_id) is not None:
+        return task_id
+    known = session.get(OperationAlias, task_id)
+    return task_id if known is None else known.operation_id
+
+
 def request_cancel(session: Session, operation_id: UUID, *, requested_by: str | None) -> Operation:
     """Ask an operation to stop.
 
     Raises:
         NotFound: there is no such operation.
     """
-    operation = session.get(Operation, operation_id, with_for_update=True)
+    operation = session.get(Operation, find_real_id(session, operation_id), with_for_update=True)
     if operation is None:
         raise NotFound(
             f"There is no operation {operation_id}.",

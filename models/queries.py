@@ -15,6 +15,7 @@ from innkeeper.types import (
     HostView,
     InstanceView,
     OperationView,
+    PartView,
     Progress,
     StepView,
 )
@@ -24,8 +25,9 @@ from models.event import Event
 from models.host import Host
 from models.instance import Instance
 from models.operation import Operation, Step
-from models.operations import get_instance_by_reference
+from models.operations import find_real_id, get_instance_by_reference
 
+_GIVEN_BACK = (StepState.QUEUED, StepState.UNDO)
 _CURRENT = (StepState.RUNNING, StepState.UNDOING, StepState.QUEUED, StepState.UNDO)
 
 
@@ -42,12 +44,19 @@ def view_instance(
     if disks is None:
         disks = _disks_of(session, [instance.id]).get(instance.id, [])
     abi = instance.guest_abi
-    task = None
+    task = waiting_for = None
     if instance.operation_id is not None:
         operation = session.get(Operation, instance.operation_id)
         if operation is not None:
             step = operation.progress.get("step")
             task = f"{operation.kind}: {step}" if step else operation.kind
+            waiting_for = session.scalar(
+                select(Step.waiting_for).where(
+                    Step.operation_id == operation.id,
+                    Step.waiting_for.is_not(None),
+                    Step.state.in_(_GIVEN_BACK),
+                )
+            )
     return InstanceView(
         id=instance.id,
         name=instance.name,
@@ -63,6 +72,7 @@ def view_instance(
         epoch=instance.epoch,
         operation_id=instance.operation_id,
         task=task,
+        waiting_for=waiting_for,
         boot_stage=instance.boot_stage,
         group=instance.group_name,
         metadata=instance.spec.get("metadata") or {},
@@ -185,7 +195,8 @@ def view_step(step: Step) -> StepView:
         elapsed_ms=elapsed_ms,
         detail=step.detail,
         error=step.error,
-        waiting_for=step.waiting_for,
+        waiting_for=step.waiting_for if step.state in _GIVEN_BACK else None,
+        waiting_since=step.waiting_since,
         log=step.log,
     )
 
@@ -211,7 +222,7 @@ def view_operation(
         progress=Progress(
             step=current or operation.progress.get("step"),
             fraction=fraction,
-            text=str(operation.progress.get("text", "")),
+            text=_progress_text(operation, steps),
             figures=operation.progress.get("figures") or {},
         ),
         refusals=operation.refusals,
@@ -226,12 +237,23 @@ def view_operation(
     )
 
 
+def _progress_text(operation: Operation, steps: list[Step]) -> str:
+    """Return what the step in hand says, or what it waits for before it has anything to say."""
+    text = str(operation.progress.get("text", ""))
+    current = next((s for s in steps if s.state in _CURRENT), None)
+    if current is None or current.waiting_for is None:
+        return text
+    has_spoken = operation.progress.get("step") == current.name
+    return text if has_spoken and text else f"waiting for {current.waiting_for}"
+
+
 def _fraction(operation: Operation, steps: list[Step]) -> float:
     """Count done steps, and the running one by its own fraction."""
     if not steps:
         return 0.0
     done = sum(s.state in (StepState.DONE, StepState.UNDONE) for s in steps)
-    running = next((s for s in steps if s.state == StepState.RUNNING), None)
+    # One that was given back to wait has kept what it had reached.
+    running = next((s for s in steps if s.state in (StepState.RUNNING, StepState.QUEUED)), None)
     part = 0.0
     if running is not None and operation.progress.get("step") == running.name:
         part = float(operation.progress.get("fraction", 0.0))
@@ -244,17 +266,52 @@ def show_operation(session: Session, operation_id: UUID) -> OperationView:
     Raises:
         NotFound: when there is none.
     """
-    operation = session.get(Operation, operation_id)
+    operation = session.get(Operation, find_real_id(session, operation_id))
     if operation is None:
         raise NotFound(
             f"There is no operation {operation_id}.",
             {"what": "operation", "name": str(operation_id)},
         )
     steps = session.scalars(
-        select(Step).where(Step.operation_id == operation_id).order_by(Step.position)
+        select(Step).where(Step.operation_id == operation.id).order_by(Step.position)
     ).all()
     name = session.scalar(select(Instance.name).where(Instance.id == operation.instance_id))
-    return view_operation(operation, list(steps), name)
+    view = view_operation(operation, list(steps), name)
+    if operation.instance_id is not None:
+        return view
+    return view.model_copy(update={"parts": _list_parts(session, operation.id)})
+
+
+def _list_parts(session: Session, operation_id: UUID) -> list[PartView]:
+    """Return the operations that are parts of one, in the order in which they were asked for."""
+    rows = session.execute(
+        select(Operation, Instance.name)
+        .outerjoin(Instance, Instance.id == Operation.instance_id)
+        .where(Operation.parent_id == operation_id)
+        .order_by(Operation.created_at, Operation.id)
+    ).all()
+    steps: dict[UUID, list[Step]] = {}
+    for step in session.scalars(
+        select(Step)
+        .where(Step.operation_id.in_([part.id for part, _ in rows if not part.state.is_final]))
+        .order_by(Step.position)
+    ):
+        steps.setdefault(step.operation_id, []).append(step)
+    return [
+        PartView(
+            operation_id=part.id,
+            kind=part.kind,
+            state=part.state,
+            instance_name=name,
+            dst_host=part.dst_host,
+            fraction=1.0 if part.state.is_final else _fraction(part, steps.get(part.id, [])),
+            text="" if part.state.is_final else _progress_text(part, steps.get(part.id, [])),
+            started_at=part.started_at,
+            finished_at=part.finished_at,
+            error=part.error,
+        )
+        for part, name in rows
+    ]
 
 
 def list_operations(

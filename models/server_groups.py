@@ -74,14 +74,24 @@ def join_group(session: Session, instance: Instance, *, name: str, policy: str) 
     session.flush()
 
 
-def lock_group_stand(session: Session, instance: Instance) -> GroupStand | None:
+def lock_group_stand(
+    session: Session, instance: Instance, *, keeps: bool = True
+) -> GroupStand | None:
     """Lock the guest's group and read where its other members are; None for a guest without one.
 
     Nobody else places a member until this transaction ends.
+
+    Args:
+        session: an open transaction.
+        instance: the guest.
+        keeps: False only reads, and locks nothing.
     """
     if instance.group_name is None:
         return None
-    group = _get_locked(session, instance.group_name)
+    if keeps:
+        group = _get_locked(session, instance.group_name)
+    else:
+        group = session.get_one(ServerGroup, instance.group_name)
     return GroupStand(group.name, group.policy, _find_others(session, group.name, instance.id))
 
 

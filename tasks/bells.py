@@ -66,10 +66,16 @@ def list_rings(session: Session, operation_id: UUID) -> list[Ring]:
             is_undo=is_undo,
             summary=f"{name or operation.instance_id or operation.kind}"
             + (f" on {step.host}" if step.host else "")
-            + (f" ({operation.src_host} → {operation.dst_host})" if operation.src_host else ""),
+            + _describe_way(operation),
         )
         for step in steps
     ]
+
+
+def _describe_way(operation: Operation) -> str:
+    if operation.src_host is None:
+        return ""
+    return f" ({' → '.join(filter(None, (operation.src_host, operation.dst_host)))})"
 
 
 class Bells:

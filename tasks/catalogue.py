@@ -1,6 +1,7 @@
 """Every workflow of this release."""
 
 from tasks.delete import DELETE
+from tasks.drain import DRAIN
 from tasks.evacuate import EVACUATE
 from tasks.evacuate_instance import EVACUATE_INSTANCE
 from tasks.hydrate import HYDRATE
@@ -23,4 +24,5 @@ WORKFLOWS = Workflows(
     PREWARM,
     EVACUATE,
     EVACUATE_INSTANCE,
+    DRAIN,
 )

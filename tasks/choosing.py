@@ -23,7 +23,13 @@ from tasks.placement import Demand, Refusal, list_refusals, no_host_fits, rank
 GIB = 1024**3
 
 
-def demand_of(session: Session, instance: Instance, *, may_split_group: bool = False) -> Demand:
+def demand_of(
+    session: Session,
+    instance: Instance,
+    *,
+    may_split_group: bool = False,
+    keeps_group: bool = True,
+) -> Demand:
     """Return what a guest needs of a host, as of now.
 
     Its group's row stays locked until the transaction ends.
@@ -32,8 +38,9 @@ def demand_of(session: Session, instance: Instance, *, may_split_group: bool = F
         session: an open transaction.
         instance: the guest, held by the operation that places it.
         may_split_group: see ``MigrationPolicy``.
+        keeps_group: False for whoever only foretells, and locks nothing.
     """
-    group = lock_group_stand(session, instance)
+    group = lock_group_stand(session, instance, keeps=keeps_group)
     return Demand(
         vcpus=instance.vcpus,
         memory_mib=instance.memory_mib,

@@ -26,7 +26,7 @@ from models import ledger
 from models.claims import move_placement
 from models.operation import Operation
 from tasks import migration_checks, migration_run, migration_storage, migration_tls
-from tasks.admission import limit_migrations
+from tasks.admission import LIMIT_MIGRATIONS
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed
 from tasks.landing import ensure_landing_removed, find_inode
@@ -354,7 +354,7 @@ LIVE_MIGRATE = Workflow(
             On.SRC,
             migrate,
             undo=resume_source,
-            admit=limit_migrations,
+            admit=LIMIT_MIGRATIONS,
             max_failures=100,
         ),
         StepSpec(

@@ -8,10 +8,14 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from innkeeper.addresses import show_address
+from innkeeper.drain_types import DrainPolicy
 from innkeeper.errors import InvalidRequest
 from innkeeper.image_types import CachedImageView
+from innkeeper.types import parse_request
 from models import cached_images, event_feed, hosts, operations, queries, server_groups
 from models.queries import find_schema_revision
+from tasks.drain_hosts import open_host
+from tasks.drain_plan import plan_drain
 
 Answer = dict[str, Any] | list[dict[str, Any]]
 MOST_EVENTS = 1000
@@ -134,7 +138,7 @@ def enable_host(session: Session, *, host: str, requested_by: str | None = None)
     Retries: none.
     """
     del requested_by
-    hosts.enable_host(session, host, kind="operator")
+    open_host(session, host, kind="operator")
     return _host(session, host)
 
 
@@ -150,6 +154,33 @@ def disable_host(
     Retries: none.
     """
     hosts.disable_host(session, host, kind="operator", disabled_by=requested_by, reason=reason)
+    return _host(session, host)
+
+
+def plan_host_drain(session: Session, *, host: str, policy: dict[str, Any] | None = None) -> Answer:
+    """Return which guest a drain would move where, and which it could not.
+
+    Queue: control; milliseconds.
+    Idempotency: only reads.
+    Undo: none.
+    On crash: ask again.
+    Retries: none.
+    """
+    asked = parse_request(DrainPolicy, policy or {})
+    return plan_drain(session, host, asked).model_dump(mode="json")
+
+
+def undrain_host(session: Session, *, host: str, requested_by: str | None = None) -> Answer:
+    """Allow placing guests on a drained host again; an operator's own disable stays.
+
+    Queue: control; a millisecond.
+    Idempotency: opening twice is opening once.
+    Undo: drain it.
+    On crash: ask again.
+    Retries: none.
+    """
+    del requested_by
+    open_host(session, host, kind="drain")
     return _host(session, host)
 
 
@@ -237,6 +268,8 @@ QUERIES: dict[str, Callable[..., Answer]] = {
     "innkeeper.host.list": list_hosts,
     "innkeeper.host.enable": enable_host,
     "innkeeper.host.disable": disable_host,
+    "innkeeper.host.plan_drain": plan_host_drain,
+    "innkeeper.host.undrain": undrain_host,
     "innkeeper.group.list": list_groups,
     "innkeeper.image.list": list_images,
     "innkeeper.event.list": list_events,

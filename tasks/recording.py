@@ -7,10 +7,11 @@ from innkeeper.errors import HypervisorUnavailable, InnkeeperError, LeaseLost, O
 from models import ledger, operations
 from models.operation import Operation
 from tasks import endings
+from tasks.calling import call_waiting
 from tasks.crashpoints import crash_point
 from tasks.engine import Claim, Engine, Verdict
 from tasks.retry import backoff_s
-from tasks.workflow import Done, RollForward
+from tasks.workflow import Done, Parked, RollForward
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +36,31 @@ def record_done(engine: Engine, claim: Claim, done: Done) -> Verdict:
     log.info("step done", **done.detail)
     if has_ended:
         engine.bells.publish_outcome(claim.operation.id)
+    call_waiting(
+        engine.database,
+        engine.bells,
+        claim.operation,
+        doors=claim.workflow.find_doors_left(claim.spec.name),
+        has_ended=has_ended,
+    )
     return Verdict.PASS_ON
+
+
+def record_parked(engine: Engine, claim: Claim, pause: Parked) -> Verdict:
+    """Give a step back until something has happened, or its time has come to look again."""
+
+    def record(session: Session) -> bool:
+        ledger.requeue_step(
+            session, claim.step.key, after_s=pause.after_s, waiting_for=pause.waiting_for
+        )
+        if pause.still is None or pause.still(session):
+            return False
+        ledger.hasten_step(session, claim.operation.id, claim.step.key.position)
+        return True
+
+    if engine.database.run(record):
+        engine.bells.ring(claim.operation.id)
+    return Verdict.IGNORE
 
 
 def record_undone(engine: Engine, claim: Claim) -> Verdict:
@@ -151,9 +176,18 @@ def _look_again(session: Session, claim: Claim, error: OutcomeUnknown) -> None:
 
 
 def _follow(engine: Engine, claim: Claim, turn: endings.Turn) -> None:
+    if turn is endings.Turn.WAIT:
+        return
     if turn is endings.Turn.ENDED:
         engine.bells.publish_outcome(claim.operation.id)
         if claim.operation.instance_id is not None:
             engine.look_again(claim.operation.instance_id)
-    elif turn is endings.Turn.RING:
+    else:
         engine.bells.ring(claim.operation.id)
+    call_waiting(
+        engine.database,
+        engine.bells,
+        claim.operation,
+        doors=claim.workflow.doors,
+        has_ended=turn is endings.Turn.ENDED,
+    )

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from innkeeper.contract import (
+    HOST_DRAIN,
     HOST_EVACUATE,
     HOST_EVACUATION_PLAN,
     IMAGE_PREWARM,
@@ -43,6 +44,7 @@ REQUEST_NOTES = """
 SUBJECTS = {kind: f"innkeeper.instance.{kind}" for kind in ACCEPT} | {
     "prewarm": IMAGE_PREWARM,
     "evacuate": HOST_EVACUATE,
+    "drain": HOST_DRAIN,
 }
 
 
@@ -111,9 +113,9 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
 
         def opened_and_accepted(
             session: Session, envelope: Envelope, fields: dict[str, Any]
-        ) -> None:
+        ) -> UUID | None:
             refuse_unreadable(parts.keyring, fields)
-            accept(session, envelope, fields)
+            return accept(session, envelope, fields)
 
         def work(session: Session) -> UUID | InnkeeperError:
             answer = find_repeated(session, envelope, kind, fields) or find_refusal(
@@ -163,7 +165,7 @@ def _accept_or_refuse(
     """
     try:
         with session.begin_nested():
-            accept(session, envelope, fields)
+            known = accept(session, envelope, fields)
     except InvalidRequest:
         # It will never be anything else.
         raise
@@ -172,7 +174,7 @@ def _accept_or_refuse(
         error = exc.with_details(call=envelope.call) if envelope.call else exc
         record_refusal(session, envelope.operation_id, envelope.call, error)
         return error
-    return envelope.operation_id
+    return known or envelope.operation_id
 
 
 def _refuse(app: Celery, task_id: UUID, error: InnkeeperError) -> None:

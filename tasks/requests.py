@@ -11,6 +11,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from innkeeper.drain_types import DrainPolicy
 from innkeeper.errors import (
     AlreadyExists,
     Busy,
@@ -34,8 +35,10 @@ from innkeeper.types import (
 )
 from models.advisory import lock
 from models.disk_claims import find_virtual_size
+from models.drains import find_live_drain
 from models.fencing import list_residents
 from models.host import Host
+from models.hosts import disable_host
 from models.instance import Instance
 from models.operation import Migration, Operation, OperationAlias
 from models.operations import (
@@ -49,6 +52,7 @@ from models.server_groups import join_group
 from tasks.catalogue import WORKFLOWS
 from tasks.choosing import choose_and_claim, demand_of
 from tasks.disk_plan import plan_disks, size_gib
+from tasks.drain_hosts import get_host_by_name, refuse_silent
 from tasks.guest_domain import refuse_impossible
 from tasks.migration_checks import failure
 from tasks.placement import Refusal
@@ -76,6 +80,7 @@ class Envelope:
         reason: why.
         tls_rule: the setting by which a migration's wish for TLS is judged.
         call: tells one call with a key from the next one with the same key.
+        parent_id: the operation that asks for this one as a part of itself.
     """
 
     operation_id: UUID
@@ -84,9 +89,11 @@ class Envelope:
     reason: str | None = None
     call: str = ""
     tls_rule: TlsRule = TlsRule.ALLOWED
+    parent_id: UUID | None = None
 
 
-Accept = Callable[[Session, Envelope, dict[str, Any]], None]
+Accept = Callable[[Session, Envelope, dict[str, Any]], UUID | None]
+"""Takes a request on; returns the operation that it is already, where there is one."""
 
 
 def digest_request(kind: str, fields: dict[str, Any]) -> str:
@@ -133,12 +140,17 @@ def find_repeated(
             },
         )
     if known.id != envelope.operation_id:
-        session.execute(
-            upsert(OperationAlias)
-            .values(task_id=envelope.operation_id, operation_id=known.id)
-            .on_conflict_do_nothing()
-        )
+        _make_alias(session, envelope.operation_id, known.id)
     return known.id
+
+
+def _make_alias(session: Session, task_id: UUID, operation_id: UUID) -> None:
+    """Have whoever waits for a task told of an operation's end."""
+    session.execute(
+        upsert(OperationAlias)
+        .values(task_id=task_id, operation_id=operation_id)
+        .on_conflict_do_nothing()
+    )
 
 
 def _new(
@@ -164,6 +176,7 @@ def _new(
         src_host=src_host,
         dst_host=dst_host,
         refusals=refusals or [],
+        parent_id=envelope.parent_id,
     )
 
 
@@ -380,6 +393,43 @@ def accept_evacuate(session: Session, envelope: Envelope, fields: dict[str, Any]
     insert_operation(session, new, WORKFLOWS["evacuate"].plan(src=spec.host, dst=None))
 
 
+def accept_drain(session: Session, envelope: Envelope, fields: dict[str, Any]) -> UUID | None:
+    """Take on a drain: no new guest for the host, and a plan for those that are there.
+
+    Returns:
+        The drain that empties the host already; None when this one begins.
+
+    Raises:
+        InvalidRequest, NotFound, HostUnsuitable: nothing was written.
+    """
+    policy = parse_request(DrainPolicy, fields.get("policy") or {})
+    host = get_host_by_name(session, fields)
+    lock(session, f"drain:{host.name}")
+    running = find_live_drain(session, host.name)
+    if running is not None:
+        _make_alias(session, envelope.operation_id, running)
+        return running
+    refuse_silent(session, host.name)
+    new = _new(
+        envelope,
+        "drain",
+        fields,
+        {"policy": policy.model_dump(mode="json", exclude_unset=True)},
+        deadline_s=policy.deadline_s,
+        src_host=host.name,
+    )
+    insert_operation(session, new, WORKFLOWS["drain"].plan(src=host.name, dst=None))
+    disable_host(
+        session,
+        host.name,
+        kind="drain",
+        disabled_by=envelope.requested_by,
+        reason=f"is drained: {envelope.reason}" if envelope.reason else "is drained",
+    )
+    record_event(session, "host.drained", operation_id=new.id, host=host.name)
+    return None
+
+
 def _reference(fields: dict[str, Any]) -> str:
     reference = fields.get("instance")
     if not isinstance(reference, str) or not reference:
@@ -407,4 +457,5 @@ ACCEPT: dict[str, Accept] = {
     "hydrate": _accept_verb("hydrate", HYDRATABLE, None, HYDRATE_MARGIN_S),
     "prewarm": accept_prewarm,
     "evacuate": accept_evacuate,
+    "drain": accept_drain,
 }

@@ -40,10 +40,11 @@ from tasks.recording import (
     record_done,
     record_failure,
     record_moot,
+    record_parked,
     record_roll_forward,
     record_undone,
 )
-from tasks.workflow import RollForward
+from tasks.workflow import Parked, RollForward
 from virt.guest_lock import guest_lock
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,8 @@ log = structlog.get_logger(__name__)
 # that dies of it every time must still come to an end.
 MOST_LOST_WORKERS = 10
 FENCED_RETRY_S = 2.0
+# Whoever leaves calls the next; this is for a call that got lost.
+ASK_AGAIN_S = 5.0
 
 
 class Moot(Exception):
@@ -102,7 +105,7 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
     spec = workflow.get_step(step.name)
     if step.host is not None and (engine.services is None or engine.services.name != step.host):
         # A message on the wrong queue; the right worker is rung again by the sweeper.
-        ledger.requeue_step(session, step.key, after_s=0)
+        ledger.decline_step(session, step.key, after_s=0)
         return Verdict.IGNORE
     if is_fenced and step.host is not None:
         ledger.requeue_step(
@@ -120,9 +123,9 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
             )
             return Verdict.IGNORE
     if spec.admit is not None and not step.is_undo and not step.was_begun_before:
-        waiting_for = spec.admit(session, operation)
+        waiting_for = spec.admit.ask(session, operation)
         if waiting_for is not None:
-            ledger.requeue_step(session, step.key, after_s=0.5, waiting_for=waiting_for)
+            ledger.decline_step(session, step.key, after_s=ASK_AGAIN_S, waiting_for=waiting_for)
             return Verdict.IGNORE
     crash_point(name_boundary(operation.kind, step), "claiming")
     return Claim(step, operation, instance, step.details_of_done, workflow, spec)
@@ -180,6 +183,8 @@ def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
             return record_roll_forward(engine, claim, turn)
         except Moot as exc:
             return record_moot(engine, claim, str(exc))
+        except Parked as pause:
+            return record_parked(engine, claim, pause)
         except InnkeeperError as exc:
             return record_failure(engine, claim, exc)
         except DBAPIError:

@@ -12,7 +12,7 @@ from models.event import Event
 from models.instance import Instance
 from models.operation import Operation, Step
 from models.queries import view_settled
-from tasks.admission import limit_builds
+from tasks.admission import LIMIT_BUILDS
 from tasks.guest_data import wants_agent_files, wants_drive
 from tasks.next_host import choose_next_host
 from tasks.spawn_steps.agent_files import inject_files
@@ -73,7 +73,7 @@ def _choose_next_host(session: Session, operation: Operation) -> bool:
 SPAWN = Workflow(
     kind="spawn",
     steps=(
-        StepSpec("fetch_image", On.DST, fetch_image, admit=limit_builds, is_harmless=True),
+        StepSpec("fetch_image", On.DST, fetch_image, admit=LIMIT_BUILDS, is_harmless=True),
         StepSpec("create_disks", On.DST, create_disks, undo=remove_disks, intends=True),
         StepSpec("build_config_drive", On.DST, build_config_drive, wanted_by=wants_drive),
         StepSpec("render_xml", On.DST, render_xml, is_harmless=True),

@@ -16,10 +16,12 @@ from models.absent_hosts import pass_over_absent
 from models.claims import HOST_IS_UP_S
 from models.debts import Overdue, find_current_step, list_overdue
 from models.hosts import note_silent_hosts
+from models.operation import Operation
 from models.refusal import prune_refusals
 from models.session import Database
 from tasks import endings
 from tasks.bells import Bells
+from tasks.calling import call_waiting
 from tasks.crashpoints import crash_point
 from tasks.workflow import Workflows
 
@@ -52,6 +54,7 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         turn = database.run(partial(_end_overdue, workflows=workflows, overdue=overdue))
         if turn is endings.Turn.ENDED:
             bells.publish_outcome(overdue.operation_id)
+            _call_waiting(database, workflows, bells, overdue.operation_id)
     for stray in database.run(sweep.list_strayed):
         crash_point("sweep", "turning")
         turn = database.run(partial(_turn_back, workflows=workflows, stray=stray))
@@ -59,6 +62,7 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
             bells.publish_outcome(stray.operation_id)
         elif turn is endings.Turn.RING:
             bells.ring(stray.operation_id)
+        _call_waiting(database, workflows, bells, stray.operation_id)
         turned_back += 1
     for operation_id, has_ended in database.run(partial(_pass_over, workflows=workflows)):
         (bells.publish_outcome if has_ended else bells.ring)(operation_id)
@@ -72,6 +76,20 @@ def sweep_once(database: Database, workflows: Workflows, bells: Bells) -> SweepR
         log.warning("a host is down, its worker is silent", host=host)
     published = bells.make_up_outcomes()
     return SweepReport(len(due), turned_back, published)
+
+
+def _call_waiting(
+    database: Database, workflows: Workflows, bells: Bells, operation_id: UUID
+) -> None:
+    """Call those for whom an operation that was turned back has made room, or who await its end."""
+    operation = database.run(lambda session: session.get_one(Operation, operation_id))
+    call_waiting(
+        database,
+        bells,
+        operation,
+        doors=workflows[operation.kind].doors,
+        has_ended=operation.state.is_final,
+    )
 
 
 def _end_overdue(session: Session, *, workflows: Workflows, overdue: Overdue) -> endings.Turn:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -50,6 +50,34 @@ class RollForward(Exception):
         super().__init__("the step cannot be undone any more")
 
 
+class Parked(Exception):
+    """A step has nothing to do until something has happened; it is begun again then.
+
+    Args:
+        waiting_for: what that is, for people.
+        after_s: when it looks again in any case.
+        still: asked in the transaction that parks the step; False when it has happened meanwhile.
+    """
+
+    def __init__(
+        self, waiting_for: str, *, after_s: float, still: Callable[[Session], bool] | None = None
+    ) -> None:
+        self.waiting_for = waiting_for
+        self.after_s = after_s
+        self.still = still
+        super().__init__(f"waits for {waiting_for}")
+
+
+class Door(Protocol):
+    """What lets only so many steps in at once."""
+
+    def ask(self, session: Session, operation: Operation) -> str | None:
+        """Ask for a step that is being claimed; a sentence means «not yet», and why."""
+
+    def call(self, session: Session, operation: Operation) -> list[UUID]:
+        """Call those who may come in now that an operation has left; return whom to ring for."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepSpec:
     """One step.
@@ -61,7 +89,8 @@ class StepSpec:
         undo: removes what the ledger says ``do`` made, or was about to make.
         intends: whether ``do`` writes every effect into the ledger before it has it: a step that
             failed and has written none made nothing, and is not undone.
-        admit: asked in the claim's transaction; a sentence means «not yet», and why.
+        admit: the door of a step that only so many may do at once; asked in the claim's
+            transaction, and told when the step after it is over.
         best_effort: comes after the point of no return; what it cannot do is owed, and the
             operation succeeds without it.
         max_failures: how often it may fail before it fails for good; a worker that is lost in the
@@ -80,7 +109,7 @@ class StepSpec:
     do: "Callable[[StepContext], Done]"
     undo: "Callable[[StepContext], None] | None" = None
     intends: bool = False
-    admit: Callable[[Session, Operation], str | None] | None = None
+    admit: Door | None = None
     best_effort: bool = False
     max_failures: int = 5
     is_harmless: bool = False
@@ -138,6 +167,23 @@ class Workflow:
     def intending(self) -> frozenset[str]:
         """Names of the steps whose ledger tells whether they have begun to make anything."""
         return frozenset(step.name for step in self.steps if step.intends)
+
+    def find_doors_left(self, name: str) -> list[Door]:
+        """Return the doors of which an operation is told to have left them once a step is done.
+
+        That is when the step after the admitted one is done: in between nothing may take time from
+        a guest that is held still.
+        """
+        names = [step.name for step in self.steps]
+        at = names.index(name)
+        is_last = at == len(names) - 1
+        left = self.steps[at - 1 : at] + (self.steps[at : at + 1] if is_last else ())
+        return [step.admit for step in left if step.admit is not None]
+
+    @property
+    def doors(self) -> list[Door]:
+        """The doors of all its steps."""
+        return [step.admit for step in self.steps if step.admit is not None]
 
     def plan(
         self, *, src: str | None, dst: str | None, spec: Mapping[str, Any] | None = None

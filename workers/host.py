@@ -335,4 +335,7 @@ def describe_host(
         cpu_overcommit=settings.cpu_overcommit,
         memory_overcommit=settings.memory_overcommit,
         disk_overcommit=settings.disk_overcommit,
+        max_migrations_out=settings.migrations_per_source,
+        max_migrations_in=settings.migrations_per_destination,
+        max_migrations_per_link=settings.migrations_per_link,
     )

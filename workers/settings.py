@@ -191,6 +191,16 @@ class Settings(BaseModel):
     cpu_overcommit: Annotated[float, Field(gt=0, description="vCPUs per physical CPU")] = 4.0
     memory_overcommit: Annotated[float, Field(gt=0, description="Memory over-commit ratio")] = 1.0
     disk_overcommit: Annotated[float, Field(gt=0, description="Disk over-commit ratio")] = 1.0
+    migrations_per_source: Annotated[
+        int, Field(ge=1, description="How many live migrations may leave this host at once")
+    ] = 1
+    migrations_per_destination: Annotated[
+        int, Field(ge=1, description="How many live migrations may arrive at this host at once")
+    ] = 2
+    migrations_per_link: Annotated[
+        int,
+        Field(ge=1, description="How many live migrations may go from this host to one other"),
+    ] = 1
     concurrency: Annotated[int, Field(ge=1, description="Threads of a worker")] = 16
     power_sync_interval_s: Annotated[
         float, Field(ge=1, description="Seconds between two power-state syncs")

@@ -1,4 +1,4 @@
-"""a migration's forecast and decisions; parts of operations; fenced hosts; the feed of events
+"""a migration's forecast and decisions; parts of operations; fencing; the feed; lines of waiting
 
 Revision ID: 0005
 Revises: 0004
@@ -236,6 +236,13 @@ def _remove_feed() -> None:
     op.drop_column("hosts", "down_since")
 
 
+MOST_MIGRATIONS = {
+    "max_migrations_out": "1",
+    "max_migrations_in": "2",
+    "max_migrations_per_link": "1",
+}
+
+
 def upgrade() -> None:
     json = postgresql.JSONB(none_as_null=True)
     op.add_column("migrations", sa.Column("forecast", json, nullable=True))
@@ -285,11 +292,28 @@ def upgrade() -> None:
     )
     for column in ("fencing_id", "instance_id", "src_host"):
         op.create_index(op.f(f"ix_evacuations_{column}"), "evacuations", [column])
+    op.add_column("steps", sa.Column("waiting_since", sa.DateTime(timezone=True), nullable=True))
+    for name, default in MOST_MIGRATIONS.items():
+        op.add_column(
+            "hosts", sa.Column(name, sa.Integer(), server_default=sa.text(default), nullable=False)
+        )
+    op.drop_constraint(op.f("ck_hosts_disabled_kind"), "hosts", type_="check")
+    op.create_check_constraint(
+        op.f("ck_hosts_disabled_kind"), "hosts", "disabled_kind IN ('auto', 'operator', 'drain')"
+    )
     _add_feed()
 
 
 def downgrade() -> None:
     _remove_feed()
+    op.execute("UPDATE hosts SET disabled_kind = 'operator' WHERE disabled_kind = 'drain'")
+    op.drop_constraint(op.f("ck_hosts_disabled_kind"), "hosts", type_="check")
+    op.create_check_constraint(
+        op.f("ck_hosts_disabled_kind"), "hosts", "disabled_kind IN ('auto', 'operator')"
+    )
+    for name in MOST_MIGRATIONS:
+        op.drop_column("hosts", name)
+    op.drop_column("steps", "waiting_since")
     op.drop_table("evacuations")
     op.drop_table("fencings")
     op.drop_index("ix_operations_parent_id", "operations")

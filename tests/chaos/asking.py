@@ -88,6 +88,8 @@ def send_typed(client: Innkeeper, ask: Ask, *, key: str | None = None) -> Operat
     }
     if ask.kind == "prewarm":
         return client.prewarm(**ask.fields, idempotency_key=key)
+    if ask.kind == "drain":
+        return client.drain(**ask.fields, idempotency_key=key)
     subject = {"name": ask.guest} if ask.kind == "spawn" else {"instance": ask.guest}
     return verbs[ask.kind](**subject, **ask.fields, idempotency_key=key)
 
@@ -105,6 +107,9 @@ def send_plainly(app: Celery, ask: Ask, task_id: UUID, **more: str | None) -> As
     if ask.kind == "prewarm":
         kwargs["spec"] = ask.fields
         name = "innkeeper.image.prewarm"
+        return app.send_task(name, kwargs=kwargs, task_id=str(task_id), queue="control")
+    if ask.kind == "drain":
+        name, kwargs = "innkeeper.host.drain", {**kwargs, **ask.fields}
         return app.send_task(name, kwargs=kwargs, task_id=str(task_id), queue="control")
     if ask.kind == "spawn":
         kwargs["spec"] = {"name": ask.guest, **ask.fields}

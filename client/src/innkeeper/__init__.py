@@ -2,6 +2,7 @@
 
 from innkeeper.client import Innkeeper
 from innkeeper.diagnosis import Part
+from innkeeper.drain_types import DrainPlan, DrainPolicy, PlannedMove
 from innkeeper.errors import (
     AgentUnresponsive,
     AlreadyExists,
@@ -115,6 +116,8 @@ __all__ = [
     "DigestMismatch",
     "DomainNotFound",
     "Effect",
+    "DrainPlan",
+    "DrainPolicy",
     "EvacuationPlan",
     "EvacuationSpec",
     "EventPage",
@@ -164,6 +167,7 @@ __all__ = [
     "OutcomeUnknown",
     "Part",
     "PowerState",
+    "PlannedMove",
     "PrecheckFailed",
     "PrewarmSpec",
     "Progress",

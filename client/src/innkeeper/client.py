@@ -18,6 +18,7 @@ from uuid import UUID
 
 from innkeeper import contract, diagnosis, requests, sealing
 from innkeeper.diagnosis import Part
+from innkeeper.drain_types import DrainPlan, DrainPolicy
 from innkeeper.errors import InvalidRequest
 from innkeeper.evacuation_types import EvacuationPlan, EvacuationSpec
 from innkeeper.event_following import EventFollower
@@ -326,6 +327,60 @@ class Innkeeper:
         """
         answer = self._transport.ask(contract.HOST_EVACUATION_PLAN, {"host": host})
         return EvacuationPlan.model_validate(answer)
+
+    def drain(
+        self,
+        host: str,
+        policy: DrainPolicy | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+        **fields: Any,
+    ) -> Operation:
+        """Ask for a host to get no new guests, and for those that run there to be moved away.
+
+        Args:
+            host: its name.
+            policy: how; its fields, as ``concurrency``, may be given one by one.
+            idempotency_key: see ``spawn``.
+            reason: free text for the record; shown wherever the host is refused.
+            **fields: of ``DrainPolicy``.
+
+        Returns:
+            The operation; that of the running drain if the host is being drained already. Its
+            result has a line for each guest.
+
+        Raises:
+            InvalidRequest: before anything is sent.
+            BrokerUnavailable: when Redis does not take the request.
+        """
+        asked = requests.merged(DrainPolicy, policy, fields)
+        return self._send(requests.drain(host, asked, self._asker(reason, idempotency_key)))
+
+    def plan_drain(
+        self, host: str, policy: DrainPolicy | Mapping[str, Any] | None = None, **fields: Any
+    ) -> DrainPlan:
+        """Return which guest a drain would move where, and which it could not; changes nothing.
+
+        Raises:
+            NotFound: there is no such host.
+        """
+        asked = requests.merged(DrainPolicy, policy, fields)
+        kwargs = {
+            "host": requests.host_name(host),
+            "policy": asked.model_dump(mode="json", exclude_unset=True),
+        }
+        return DrainPlan.model_validate(self._transport.ask(contract.HOST_PLAN_DRAIN, kwargs))
+
+    def undrain(self, host: str) -> HostView:
+        """Let a drained host receive guests again; what an operator has disabled stays so.
+
+        Raises:
+            NotFound: there is no such host.
+            Conflict: its drain has not ended.
+        """
+        kwargs = {"host": requests.host_name(host), "requested_by": self.requested_by}
+        return HostView.model_validate(self._transport.ask(contract.HOST_UNDRAIN, kwargs))
 
     def operation(self, operation_id: str | UUID) -> Operation:
         """Return a handle on an operation that somebody sent. Asks nothing yet.

@@ -22,6 +22,7 @@ INSTANCE_DELETE: Final = "innkeeper.instance.delete"
 INSTANCE_HYDRATE: Final = "innkeeper.instance.hydrate"
 IMAGE_PREWARM: Final = "innkeeper.image.prewarm"
 HOST_EVACUATE: Final = "innkeeper.host.evacuate"
+HOST_DRAIN: Final = "innkeeper.host.drain"
 
 REQUEST_TASKS: Final = frozenset(
     {
@@ -34,6 +35,7 @@ REQUEST_TASKS: Final = frozenset(
         INSTANCE_HYDRATE,
         IMAGE_PREWARM,
         HOST_EVACUATE,
+        HOST_DRAIN,
     }
 )
 
@@ -44,6 +46,8 @@ HOST_LIST: Final = "innkeeper.host.list"
 HOST_ENABLE: Final = "innkeeper.host.enable"
 HOST_DISABLE: Final = "innkeeper.host.disable"
 HOST_EVACUATION_PLAN: Final = "innkeeper.host.evacuation_plan"
+HOST_PLAN_DRAIN: Final = "innkeeper.host.plan_drain"
+HOST_UNDRAIN: Final = "innkeeper.host.undrain"
 GROUP_LIST: Final = "innkeeper.group.list"
 IMAGE_LIST: Final = "innkeeper.image.list"
 EVENT_LIST: Final = "innkeeper.event.list"
@@ -61,6 +65,8 @@ QUERY_TASKS: Final = frozenset(
         HOST_ENABLE,
         HOST_DISABLE,
         HOST_EVACUATION_PLAN,
+        HOST_PLAN_DRAIN,
+        HOST_UNDRAIN,
         GROUP_LIST,
         IMAGE_LIST,
         EVENT_LIST,

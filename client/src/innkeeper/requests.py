@@ -9,10 +9,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from innkeeper import contract
 from innkeeper.addresses import show_address
+from innkeeper.drain_types import DrainPolicy
 from innkeeper.errors import InvalidRequest
 from innkeeper.evacuation_types import EvacuationSpec
 from innkeeper.image_types import PrewarmSpec
-from innkeeper.messages import Name, Request
+from innkeeper.messages import HostName, Name, Request
 from innkeeper.sealing import without_sealing
 from innkeeper.types import (
     InstanceSpec,
@@ -25,6 +26,7 @@ from innkeeper.types import (
 R = TypeVar("R", bound=Request)
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
+_HOST_NAME: TypeAdapter[str] = TypeAdapter(HostName)
 _KEY: TypeAdapter[str] = TypeAdapter(Annotated[str, Field(min_length=1, max_length=255)])
 
 
@@ -132,6 +134,24 @@ def evacuate(spec: EvacuationSpec, asker: Asker) -> Message:
     """Ask for a dead host's guests to run elsewhere."""
     how = "confirmed dead" if spec.confirmed_dead else "by the fencing hook"
     return _message(contract.HOST_EVACUATE, {"spec": _sent(spec)}, f"{spec.host} {how}", asker)
+
+
+def drain(host: str, policy: DrainPolicy, asker: Asker) -> Message:
+    """Ask for a host to be emptied of the guests that run there."""
+    target = host_name(host)
+    return _message(contract.HOST_DRAIN, {"host": target, "policy": _sent(policy)}, target, asker)
+
+
+def host_name(host: str) -> str:
+    """Return how a host is named on the wire.
+
+    Raises:
+        InvalidRequest: when it cannot be a host's name.
+    """
+    try:
+        return _HOST_NAME.validate_python(host)
+    except ValidationError:
+        raise invalid("host", f"{host!r} cannot be the name of a host") from None
 
 
 def instance_reference(instance: str | UUID) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "InstanceView",
     "MigrationPolicy",
     "OperationView",
+    "PartView",
     "Progress",
     "RebootPolicy",
     "Request",
@@ -128,6 +129,7 @@ class InstanceView(View):
     epoch: int
     operation_id: UUID | None = None
     task: str | None = None
+    waiting_for: str | None = None
     boot_stage: BootStage | None = None
     group: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -141,7 +143,11 @@ class InstanceView(View):
 
 
 class StepView(View):
-    """One entry of an operation's ledger."""
+    """One entry of an operation's ledger.
+
+    ``waiting_for`` says why it is not begun; ``waiting_since`` is its ticket, where it had to stand
+    in line, and stays when it has gone in.
+    """
 
     position: int
     name: str
@@ -154,14 +160,31 @@ class StepView(View):
     detail: dict[str, Any] = Field(default_factory=dict)
     error: dict[str, Any] | None = None
     waiting_for: str | None = None
+    waiting_since: datetime | None = None
     log: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class PartView(View):
+    """An operation that is a part of another: a guest's move in the drain of its host."""
+
+    operation_id: UUID
+    kind: str
+    state: OperationState
+    instance_name: str | None = None
+    dst_host: str | None = None
+    fraction: float = 0.0
+    text: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: dict[str, Any] | None = None
 
 
 class OperationView(View):
     """An operation and, in ``steps``, its timeline.
 
     ``refusals`` tells for each host that was not taken ``{host, code, message}``; ``parent_id`` is
-    the operation that this one is a part of.
+    the operation that this one is a part of, and ``parts`` are its own, told where one operation is
+    asked for.
     """
 
     id: UUID
@@ -185,6 +208,7 @@ class OperationView(View):
     deadline_at: datetime | None = None
     owes_since: datetime | None = None
     steps: list[StepView] = Field(default_factory=list)
+    parts: list[PartView] = Field(default_factory=list)
 
 
 class HostView(View):

@@ -189,7 +189,7 @@ def _cases_at(
 def _expect(
     route: Route, point: CrashPoint, victim: Victim, workflow: Workflow | None
 ) -> frozenset[str]:
-    if route.turn in (Turn.CANCEL, Turn.STRAY):
+    if route.turn in (Turn.CANCEL, Turn.PART, Turn.STRAY):
         return CANCELLED
     if route.turn is Turn.NAMESAKE:
         return FAILED

@@ -14,6 +14,7 @@ class Turn(StrEnum):
     cancel: somebody cancels it, which the next step sees at its claim.
     namesake: the destination gets a domain of the guest's name, and libvirt refuses the guest.
     obstacle: a directory lies where the step removes the console's log, so that it fails.
+    part: somebody cancels the whole while a part of it is held.
     stray: somebody cancels it while no step runs, so that it is the sweeper's to turn back.
     lost_bell: its bell is never rung, so that it is the sweeper's to ring.
     """
@@ -22,6 +23,7 @@ class Turn(StrEnum):
     CANCEL = "cancel"
     NAMESAKE = "namesake"
     OBSTACLE = "obstacle"
+    PART = "part"
     STRAY = "stray"
     LOST_BELL = "lost_bell"
 
@@ -72,6 +74,9 @@ def find_route(point: CrashPoint, workflow: Workflow | None) -> Route:
         return _SWEEPS[point.moment]
     if point.step is None:
         return Route()
+    if point.is_undo and point.kind == "drain":
+        # Its only step with an undo ends the drain: it is turned round while a part is under way.
+        return Route(Turn.PART, "live_migrate.migrate:acting")
     if point.is_undo:
         # The later it turns back, the more there is to undo.
         return _MIGRATION_FAILS if _is_migration(point) else _cancel_before(workflow, last=True)

@@ -71,6 +71,10 @@ class Stock:
             guest = self._stage.boot_guest()
             fields = {"image": guest["image"], "sha256": guest["sha256"], "hosts": [a]}
             return Cast(Ask("prewarm", "no-guest", fields), None, a, a)
+        self._open_hosts()
+        if case.kind == "drain":
+            self._bring_to("drain", b)
+            return Cast(Ask("drain", "no-guest", {"host": b}), None, b, a)
         if case.kind == "spawn":
             self.forget(self._names.get("spawn"))
             name = self._take_name("spawn")
@@ -109,7 +113,20 @@ class Stock:
         """Delete all guests."""
         for name in list(self._names.values()):
             self.forget(name)
+        self._open_hosts()
         self._sources.stop()
+
+    def _open_hosts(self) -> None:
+        """Let every host have guests again that an earlier case has drained."""
+        for host in self._stage.client.hosts():
+            if not host.is_enabled:
+                self._stage.client.undrain(host.name)
+
+    def _bring_to(self, slot: str, host: str) -> None:
+        """See to it that a guest runs on a host."""
+        row = self._ensure(slot, "local", "active")
+        if row["host"] != host:
+            self._stage.client.migrate(row["name"], dst=host).wait(PREPARE_S)
 
     def _boot_from_source(self, name: str, host: str, pool: str) -> dict[str, Any]:
         """Make a guest that reads from its image's source."""

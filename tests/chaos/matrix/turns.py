@@ -41,7 +41,7 @@ def turn(stage: Stage, case: Case, cast: Cast, operation_id: UUID, undo: ExitSta
             undo.callback(stage.lab.kill, "beat", signal.SIGCONT)
             if not _cancel(stage, operation_id, timeout_s=CANCEL_S):
                 raise NotHeld(f"the cancel was not taken within {CANCEL_S:g} s")
-        case Turn.STRAY:
+        case Turn.STRAY | Turn.PART:
             _cancel(stage, operation_id, timeout_s=CANCEL_S)
         case Turn.NAMESAKE:
             define_namesake(stage.lab, cast.dst, cast.ask.guest)

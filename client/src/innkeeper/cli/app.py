@@ -7,7 +7,17 @@ from typing import Any
 
 import typer
 
-from innkeeper.cli import doctor, evacuation, events, images, inventory, operations, sealing, verbs
+from innkeeper.cli import (
+    doctor,
+    drain,
+    evacuation,
+    events,
+    images,
+    inventory,
+    operations,
+    sealing,
+    verbs,
+)
 from innkeeper.cli.follow import Detached
 from innkeeper.cli.screen import print_error, print_json
 from innkeeper.errors import InnkeeperError, InternalError, InvalidRequest
@@ -23,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 verbs.register(app)
+drain.register(app)
 inventory.register(app)
 images.register(app)
 evacuation.register(app)

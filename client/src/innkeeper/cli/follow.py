@@ -7,14 +7,21 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+)
 from rich.text import Text
 
 from innkeeper.cli.screen import duration, print_json, stderr, stdout
 from innkeeper.errors import InnkeeperError
 from innkeeper.operation import Operation
-from innkeeper.states import StepState
-from innkeeper.types import OperationView, StepView
+from innkeeper.states import OperationState, StepState
+from innkeeper.types import OperationView, PartView, StepView
 
 _SETTLED = {StepState.DONE, StepState.FAILED, StepState.UNDONE}
 _SPOKEN = {StepState.RUNNING, StepState.UNDOING} | _SETTLED
@@ -94,6 +101,10 @@ def summary(result: dict[str, Any]) -> str:
             f"{name} moved from {result.get('src')} to {result['dst']}"
             f" with {duration(result['downtime_ms'])} of downtime"
         )
+    if "drained_host" in result:
+        left = f", {result['not_moved']} that run could not be moved" if result["not_moved"] else ""
+        stay = f", {result['stay']} stay" if result["stay"] else ""
+        return f"{result['moved']} guests have left {result['drained_host']}{left}{stay}"
     if name and result.get("state"):
         place = f" on {result['host']}" if result.get("host") else ""
         return f"{name} is {result['state']}{place}"
@@ -130,6 +141,28 @@ def news(before: OperationView | None, after: OperationView) -> list[tuple[StepV
     return told
 
 
+def part_news(before: OperationView | None, after: OperationView) -> list[tuple[PartView, str]]:
+    """Return the parts that have ended between two views, each with a sentence on it."""
+    known = {part.operation_id: part.state for part in before.parts} if before else {}
+    told = []
+    for part in after.parts:
+        if not part.state.is_final or known.get(part.operation_id) == part.state:
+            continue
+        text = f"{_part_title(part)}: {part.state.value}"
+        if part.started_at and part.finished_at:
+            took = part.finished_at - part.started_at
+            text += f" in {duration(took.total_seconds() * 1000)}"
+        if part.error and part.error.get("message"):
+            text += f": {part.error['message']}"
+        told.append((part, text))
+    return told
+
+
+def _part_title(part: PartView) -> str:
+    to = f" to {part.dst_host}" if part.dst_host else ""
+    return f"{part.kind} of {part.instance_name}{to}"
+
+
 def _subject(view: OperationView) -> str:
     return f"{view.kind} of {view.instance_name}" if view.instance_name else view.kind
 
@@ -159,7 +192,7 @@ class _Lines:
     def show(self, view: OperationView) -> None:
         if self._last is None:
             self._console.print(f"operation {view.id}: {_subject(view)}")
-        for _, sentence in news(self._last, view):
+        for _, sentence in [*part_news(self._last, view), *news(self._last, view)]:
             self._console.print(f"{time.strftime('%H:%M:%S')} {sentence}", soft_wrap=True)
         self._last = view
 
@@ -171,8 +204,14 @@ class _Bar:
         self._progress = progress
         self._task = progress.add_task("sent", total=1.0, note="")
         self._last: OperationView | None = None
+        self._parts: dict[UUID, TaskID] = {}
 
     def show(self, view: OperationView) -> None:
+        for part, sentence in part_news(self._last, view):
+            good = part.state is OperationState.SUCCEEDED
+            mark = Text("✓ ", style="green") if good else Text("✗ ", style="red")
+            self._progress.console.print(mark.append(sentence, style="default"))
+        self._show_parts(view.parts)
         for step, sentence in news(self._last, view):
             if step.state in _SETTLED:
                 good = step.state == StepState.DONE
@@ -190,6 +229,21 @@ class _Bar:
             description=_titled(running[0]) if running else view.state.value,
             note=note,
         )
+
+    def _show_parts(self, parts: list[PartView]) -> None:
+        """Keep a bar for each part under way."""
+        for part in parts:
+            bar = self._parts.get(part.operation_id)
+            if part.state.is_final:
+                if bar is not None:
+                    self._progress.remove_task(self._parts.pop(part.operation_id))
+                continue
+            if bar is None:
+                bar = self._progress.add_task("", total=1.0, note="")
+                self._parts[part.operation_id] = bar
+            self._progress.update(
+                bar, completed=part.fraction, description=_part_title(part), note=part.text
+            )
 
 
 @contextmanager

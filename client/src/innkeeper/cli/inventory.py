@@ -137,6 +137,7 @@ def _instance_facts(view: InstanceView) -> list[tuple[str, Any]]:
         ("server group", view.group),
         ("boot stage", view.boot_stage.value if view.boot_stage else None),
         ("doing", view.task),
+        ("waits for", view.waiting_for),
         ("operation", view.operation_id),
         ("vcpus", view.vcpus),
         ("memory", f"{view.memory_mib} MiB"),

@@ -29,7 +29,7 @@ def operations(
         print_json([each.model_dump(mode="json") for each in views])
         return
     print_table(
-        ("OPERATION", "WHAT", "STATE", "STEP", "DONE", "ASKED BY", "AGE"),
+        ("OPERATION", "WHAT", "STATE", "STEP", "DONE", "ASKED BY", "AGE", "WAITS FOR"),
         (
             (
                 each.id,
@@ -39,6 +39,7 @@ def operations(
                 f"{each.progress.fraction:.0%}",
                 each.requested_by,
                 ago(each.created_at),
+                next((step.waiting_for for step in each.steps if step.waiting_for), None),
             )
             for each in views
         ),

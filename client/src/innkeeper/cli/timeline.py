@@ -26,6 +26,9 @@ def print_timeline(view: OperationView) -> None:
     if view.steps:
         console.print()
         console.print(_steps_table(view))
+    if view.parts:
+        console.print()
+        console.print(_parts_table(view))
     notes = [note for step in view.steps for note in step_notes(step)]
     if notes:
         console.print()
@@ -66,6 +69,9 @@ def step_notes(step: StepView) -> Iterator[str]:
         facts = " ".join(f"{key}={value}" for key, value in rest.items())
         at = _clock(entry.get("at"))
         yield " ".join(filter(None, [at, f"{step.name}:", text, facts]))
+    if step.waiting_since and step.started_at:
+        waited = _milliseconds(step.waiting_since, step.started_at)
+        yield f"{_clock(step.waiting_since)} {step.name}: stood in line for {waited}"
     if step.waiting_for:
         yield f"{step.name}: waits for {step.waiting_for}"
 
@@ -111,6 +117,32 @@ def _steps_table(view: OperationView) -> Table:
                     duration(step.elapsed_ms),
                     step.state,
                     error,
+                ),
+            )
+        )
+    return table
+
+
+def _parts_table(view: OperationView) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("PART", "TO", "BEGUN", "ENDED", "TOOK", "OUTCOME", "OPERATION", "WHY"):
+        table.add_column(column, overflow="fold")
+    for part in view.parts:
+        took = None
+        if part.started_at and part.finished_at:
+            took = _milliseconds(part.started_at, part.finished_at)
+        table.add_row(
+            *map(
+                cell,
+                (
+                    f"{part.kind} of {part.instance_name}",
+                    part.dst_host,
+                    _clock(part.started_at),
+                    _clock(part.finished_at),
+                    took,
+                    part.state.value,
+                    part.operation_id,
+                    part.error["message"] if part.error else part.text or None,
                 ),
             )
         )
