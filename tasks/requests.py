@@ -426,7 +426,6 @@ def accept_drain(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         disabled_by=envelope.requested_by,
         reason=f"is drained: {envelope.reason}" if envelope.reason else "is drained",
     )
-    record_event(session, "host.drained", operation_id=new.id, host=host.name)
     return None
 
 
