@@ -23,9 +23,11 @@ depends_on = None
 _TELL = """
 CREATE FUNCTION innkeeper_tell(
     kind text, instance_id uuid, operation_id uuid, host text, data jsonb
-) RETURNS void LANGUAGE sql AS $$
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     INSERT INTO events (kind, instance_id, operation_id, host, data)
-    VALUES (kind, instance_id, operation_id, host, jsonb_strip_nulls(data))
+    VALUES (kind, instance_id, operation_id, host, jsonb_strip_nulls(data));
+END
 $$
 """
 

@@ -20,7 +20,9 @@ from rich.console import Console
 from innkeeper import Innkeeper
 from lab.handle import Lab
 from lab.show.bare import BareMigration, BareSpawn
+from lab.show.forecast_bench import measure_forecasts
 from lab.show.instant_bench import measure_instant_boot
+from lab.show.loaded_bench import Load, measure_loaded_migration
 from lab.show.measure import spread
 from lab.show.sync_bench import measure_power_sync
 
@@ -32,6 +34,16 @@ def run(
     instant_boots: Annotated[
         int, typer.Option(help="Cold spawns of a 1 GiB image over 50 MB/s, by each delivery.")
     ] = 0,
+    migrations: Annotated[
+        int, typer.Option(help="Migrations under memory load, of each kind.")
+    ] = 0,
+    load_mib_s: Annotated[
+        int, typer.Option(help="How fast that guest rewrites its memory, MiB/s.")
+    ] = 30,
+    load_mib: Annotated[int, typer.Option(help="How much of it, MiB.")] = 64,
+    forecasts: Annotated[
+        int, typer.Option(help="Migrations under different loads, foretold and achieved.")
+    ] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Accepted for symmetry; the report is always JSON.")
     ] = True,
@@ -39,6 +51,9 @@ def run(
     """Measure spawn, live migration and power-state sync; print one JSON object.
 
     Example: scripts/bench --spawn-pairs 50
+
+    Example: scripts/bench --spawn-pairs 0 --migration-pairs 0 --domains 0 --migrations 20
+    --forecasts 10
     """
     del as_json
     # The report alone goes to stdout.
@@ -65,6 +80,14 @@ def run(
             if instant_boots:
                 status.update("Booting from afar")
                 report["instant_boot"] = measure_instant_boot(lab, client, instant_boots)
+            if migrations:
+                status.update("Migrating under load")
+                report["loaded_migration"] = measure_loaded_migration(
+                    lab, client, migrations, Load(load_mib_s, load_mib)
+                )
+            if forecasts:
+                status.update("Foretelling")
+                report["forecast"] = measure_forecasts(lab, client, forecasts, console)
             client.close()
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
 

@@ -191,7 +191,8 @@ def test_the_relay_dies_with_events_that_redis_has_and_the_record_does_not(
     client.spawn(name=name, **boot_guest).wait(120)
     follower.await_all_of("instance.active", name)
     ids = [int(key.decode().partition("-")[0]) for key, _ in broker.xrange("innkeeper:events")]
-    assert ids == list(range(ids[0], ids[0] + len(ids))), "the stream itself has no double"
+    # It may lack what an earlier test's Redis has lost; that is what the follower looks for.
+    assert ids == sorted(set(ids)), "the stream itself has no double, and keeps the order"
 
 
 def test_a_host_that_falls_silent_is_told(
