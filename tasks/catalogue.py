@@ -1,5 +1,6 @@
 """Every workflow of this release."""
 
+from tasks.check_migration import CHECK_MIGRATION
 from tasks.delete import DELETE
 from tasks.drain import DRAIN
 from tasks.evacuate import EVACUATE
@@ -15,6 +16,7 @@ from tasks.workflow import Workflows
 WORKFLOWS = Workflows(
     SPAWN,
     LIVE_MIGRATE,
+    CHECK_MIGRATION,
     START,
     STOP,
     REBOOT,

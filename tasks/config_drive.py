@@ -11,6 +11,7 @@ from innkeeper.errors import HostUnsuitable, InvalidRequest
 from innkeeper.types import InstanceSpec
 from models.disks import find_drive
 from models.instance import Instance
+from models.session import Database
 from tasks.context import StepContext
 from tasks.guest_abi import cards_of
 from tasks.guest_data import open_guest_data, wants_drive
@@ -124,24 +125,38 @@ def write_drive(path: Path, image: bytes) -> bool:
 
 
 def rebuild_drive(context: StepContext) -> Drive | None:
+    """Build the drive of a step's guest; see ``rebuild_drive_of``."""
+    return rebuild_drive_of(
+        context.instance, context.database, context.keyring, host=context.host.name
+    )
+
+
+def rebuild_drive_of(
+    instance: Instance, database: Database, keyring: Keyring, *, host: str
+) -> Drive | None:
     """Build a guest's drive as it was built at its spawn; None for a guest without one.
+
+    Args:
+        instance: the guest.
+        database: the records.
+        keyring: this host's keys.
+        host: this host's name.
 
     Raises:
         SecretUnreadable: this host's keys do not open the guest's secrets.
         HostUnsuitable: it has come out differently.
     """
-    instance = context.instance
     if not wants_drive(instance.spec):
         return None
-    row = context.database.run(lambda session: find_drive(session, instance.id))
-    drive = build_drive(instance, context.keyring)
+    row = database.run(lambda session: find_drive(session, instance.id))
+    drive = build_drive(instance, keyring)
     recorded = row.facts.get("sha256") if row is not None else None
     if recorded != drive.sha256:
         raise HostUnsuitable(
-            f"Host {context.host.name} builds another config drive than the guest has: sha256 "
+            f"Host {host} builds another config drive than the guest has: sha256 "
             f"{drive.sha256[:12]}…, recorded is {str(recorded)[:12]}….",
             {
-                "host": context.host.name,
+                "host": host,
                 "expected": recorded,
                 "actual": drive.sha256,
                 "hint": "Bring this host's worker to the release that the guest was spawned with.",

@@ -6,7 +6,6 @@ commit point; only after it does the destination resume the guest.
 """
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text, update
@@ -17,15 +16,13 @@ from innkeeper.errors import (
     InnkeeperError,
     MigrationAborted,
     OutcomeUnknown,
-    PrecheckFailed,
     from_wire,
 )
 from innkeeper.states import InstanceState, PowerState, Storage
-from innkeeper.types import MigrationPolicy
 from models import ledger
 from models.claims import move_placement
 from models.operation import Operation
-from tasks import migration_checks, migration_run, migration_storage, migration_tls
+from tasks import migration_run
 from tasks.admission import LIMIT_MIGRATIONS
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed
@@ -37,94 +34,16 @@ from tasks.migration_endings import (
     set_phase,
     succeed,
 )
-from tasks.migration_storage import choose_storage, explain_storage, look_to_wire
+from tasks.migration_look import (
+    check_destination,
+    check_source,
+    remove_answer,
+    remove_probe,
+    survey_guest,
+)
 from tasks.reconcile import Look, Verdict, decide
 from tasks.workflow import Done, On, RollForward, StepSpec, Workflow
 from virt import sharing
-
-
-def check_destination(context: StepContext) -> Done:
-    """Look whether the destination can take the guest, and leave a probe file for the source.
-
-    Queue: host.<dst>; tens of milliseconds.
-    Idempotency: only looks; the probe file's name is the operation's id.
-    Undo: removes the probe file.
-    On crash: looks again.
-    Retries: while libvirt is out of reach. Failed checks are reported with the source's.
-    """
-    found = migration_storage.probe_on_destination(context)
-    failures = migration_checks.check_on_destination(context)
-    return Done(
-        {
-            "failures": failures,
-            # Whether these matter is known when the source has found out how disks travel.
-            "failures_of_drive": migration_checks.check_drive(context),
-            "tls": migration_tls.look_on_destination(context),
-            "listen_address": context.host.listen_address,
-            **found,
-        }
-    )
-
-
-def remove_probe(context: StepContext) -> None:
-    """Undo of check_destination."""
-    directory = context.step.undo.get("probe_directory")
-    context.midway()
-    if directory:
-        sharing.remove_probe(Path(directory), context.operation.id)
-
-
-def check_source(context: StepContext) -> Done:
-    """Look whether the source can let the guest go, and decide how its disks travel.
-
-    Queue: host.<src>; tens of milliseconds.
-    Idempotency: only looks, and answers the destination's probe in a file of the operation's name.
-    Undo: removes the answer.
-    On crash: looks again.
-    Retries: while libvirt is out of reach; never failed checks, which are reported all at once.
-    """
-    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
-    seen = migration_storage.look_from_source(context)
-    told = context.details["check_destination"]
-    is_tls, tls_failures = migration_tls.decide_on_source(
-        context, migration_checks.get_dst_address(context)
-    )
-    failures = [
-        *told["failures"],
-        *([] if seen.is_shared else told["failures_of_drive"]),
-        *migration_checks.check_on_source(context, is_tls=is_tls),
-        *migration_storage.find_storage_failures(policy, seen),
-        *tls_failures,
-    ]
-    if failures:
-        listing = " ".join(f"{f['message']}" for f in failures)
-        raise PrecheckFailed(
-            f"Instance {context.instance.name} cannot move to {context.operation.dst_host}: "
-            f"{listing}",
-            {"failures": failures, "hint": " ".join(f["hint"] for f in failures)},
-        )
-    storage, reason = choose_storage(policy.storage, seen), explain_storage(seen)
-    context.note(reason)
-    operation = context.operation
-    return Done(
-        {
-            "storage": storage.value,
-            "storage_reason": reason,
-            "is_shared": seen.is_shared,
-            "tls": is_tls,
-            "pool": look_to_wire(seen),
-            "inode": find_inode(context.pool.instance_dir(context.instance.id)),
-        },
-        lambda session: set_phase(session, operation, storage=storage.value, phase="preparing"),
-    )
-
-
-def remove_answer(context: StepContext) -> None:
-    """Undo of check_source."""
-    directory = context.step.undo.get("answer_directory")
-    context.midway()
-    if directory:
-        sharing.remove_answer(Path(directory), context.operation.id)
 
 
 def prepare_destination(context: StepContext) -> Done:
@@ -324,6 +243,7 @@ def finish_source(context: StepContext) -> Done:
 LIVE_MIGRATE = Workflow(
     kind="live_migrate",
     steps=(
+        StepSpec("survey_guest", On.SRC, survey_guest, is_harmless=True),
         StepSpec(
             "check_destination",
             On.DST,

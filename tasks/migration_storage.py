@@ -11,7 +11,7 @@ from innkeeper.errors import PrecheckFailed
 from innkeeper.states import Handover, Storage
 from innkeeper.types import MigrationPolicy
 from tasks.context import StepContext
-from tasks.migration_checks import Failure, failure
+from tasks.failed_check import Failure, failure
 from virt import sharing
 from virt.file_locks import LOCKING_TYPES, SHARED_TYPES, get_file_system_type
 

@@ -1,10 +1,11 @@
 """TLS of a live migration: what each host says of its certificates, and how the hosts connect."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from innkeeper.errors import InvalidRequest
 from innkeeper.types import MigrationPolicy
-from tasks.context import StepContext
+from tasks.context import HostServices, StepContext
 from tasks.tls_rule import TlsRule, decide_tls
 from virt.tls_certificates import (
     Problem,
@@ -23,52 +24,57 @@ HANDSHAKE_TIMEOUT_S = 3.0
 Failure = dict[str, Any]
 
 
-def look_on_destination(context: StepContext) -> dict[str, Any]:
+def look_on_destination(host: HostServices, policy: MigrationPolicy) -> dict[str, Any]:
     """Look at the destination's certificates, for the source to judge them; empty without TLS.
+
+    Args:
+        host: the destination's parts.
+        policy: the migration's.
 
     Returns:
         ``failures``, and in ``shown`` for each program what its peer will be shown.
     """
-    wish = _wish(context)
-    if wish is None and context.host.tls_rule is TlsRule.REQUIRED:
+    wish = policy.tls
+    if wish is None and host.tls_rule is TlsRule.REQUIRED:
         wish = True
-    if not wish or context.host.tls_rule is TlsRule.OFF:
-        return {"is_off": context.host.tls_rule is TlsRule.OFF}
+    if not wish or host.tls_rule is TlsRule.OFF:
+        return {"is_off": host.tls_rule is TlsRule.OFF}
     failures, shown = [], {}
-    for identity in list_identities(context.host.certificates, "server"):
-        problems = list_problems(identity, name=context.host.migration_address)
-        failures += [_failure(context.host.name, problem) for problem in problems]
+    for identity in list_identities(host.certificates, "server"):
+        problems = list_problems(identity, name=host.migration_address)
+        failures += [_failure(host.name, problem) for problem in problems]
         if not problems:
             shown[identity.name] = read_shown(identity)
     return {"is_wanted": True, "failures": failures, "shown": shown}
 
 
-def decide_on_source(context: StepContext, address: str) -> tuple[bool, list[Failure]]:
+def decide_on_source(
+    host: HostServices, policy: MigrationPolicy, *, dst: str, address: str, there: Mapping[str, Any]
+) -> tuple[bool, list[Failure]]:
     """Decide whether the migration uses TLS, and check that it can.
 
     Args:
-        context: of check_source.
+        host: the source's parts.
+        policy: the migration's.
+        dst: the destination.
         address: the destination's.
+        there: what look_on_destination has told.
 
     Returns:
         Whether it does, and the failed checks.
     """
-    there = context.details["check_destination"].get("tls") or {}
-    wish = True if there.get("is_wanted") else _wish(context)
+    wish = True if there.get("is_wanted") else policy.tls
     try:
-        is_tls = decide_tls(context.host.tls_rule, wish)
+        is_tls = decide_tls(host.tls_rule, wish)
     except InvalidRequest as exc:
-        return bool(wish), [
-            _failure(context.host.name, Problem(f"refuses: {exc.message}", exc.hint))
-        ]
+        return bool(wish), [_failure(host.name, Problem(f"refuses: {exc.message}", exc.hint))]
     if not is_tls:
         return False, []
-    dst = str(context.operation.dst_host)
     if there.get("is_off"):
         hint = "Give that host certificates and set migration_tls there."
         return True, [_failure(dst, Problem("has migration_tls off", hint))]
     failures = list(there.get("failures", []))
-    libvirt, qemu = list_identities(context.host.certificates, "client")
+    libvirt, qemu = list_identities(host.certificates, "client")
     for identity in (libvirt, qemu):
         mine = list_problems(identity)
         shown = (there.get("shown") or {}).get(identity.name)
@@ -82,7 +88,7 @@ def decide_on_source(context: StepContext, address: str) -> tuple[bool, list[Fai
                 )
                 if problem is not None
             ]
-        failures += [_failure(context.host.name, problem) for problem in mine]
+        failures += [_failure(host.name, problem) for problem in mine]
     if not failures:
         reason = probe_libvirt_tls(libvirt, address, LIBVIRT_TLS_PORT, HANDSHAKE_TIMEOUT_S)
         if reason is not None:
@@ -91,7 +97,7 @@ def decide_on_source(context: StepContext, address: str) -> tuple[bool, list[Fai
                 "virt-admin server-update-tls libvirtd."
             )
             message = f"does not come to terms with libvirt on {dst}: {reason}"
-            failures.append(_failure(context.host.name, Problem(message, hint)))
+            failures.append(_failure(host.name, Problem(message, hint)))
     return True, failures
 
 
@@ -104,10 +110,6 @@ def libvirt_uri(address: str, *, is_tls: bool) -> str:
     """Return where a destination's libvirt is reached from its source."""
     host = f"[{address}]" if ":" in address else address
     return f"qemu+{'tls' if is_tls else 'tcp'}://{host}/system"
-
-
-def _wish(context: StepContext) -> bool | None:
-    return MigrationPolicy.model_validate(context.operation.params["policy"]).tls
 
 
 def _failure(host: str, problem: Problem) -> Failure:

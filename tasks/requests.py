@@ -50,11 +50,13 @@ from models.operations import (
 )
 from models.server_groups import join_group
 from tasks.catalogue import WORKFLOWS
+from tasks.check_migration import DEADLINE_S as CHECK_DEADLINE_S
+from tasks.check_migration import MIGRATABLE, end_checked, plan_check
 from tasks.choosing import choose_and_claim, demand_of
 from tasks.disk_plan import plan_disks, size_gib
 from tasks.drain_hosts import get_host_by_name, refuse_silent
+from tasks.failed_check import failure
 from tasks.guest_domain import refuse_impossible
-from tasks.migration_checks import failure
 from tasks.placement import Refusal
 from tasks.prewarm import choose_hosts
 from tasks.tls_rule import TlsRule, decide_tls
@@ -241,9 +243,6 @@ def _write_choice(session: Session, operation_id: UUID, host: str, refusals: lis
     )
 
 
-MIGRATABLE = frozenset({InstanceState.ACTIVE, InstanceState.PAUSED})
-
-
 def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, Any]) -> None:
     """Take on a live migration: choose the destination and claim there.
 
@@ -300,6 +299,37 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
     append_steps(
         session, new.id, WORKFLOWS["live_migrate"].plan(src=src, dst=dst), first_position=0
     )
+
+
+def accept_check_migration(session: Session, envelope: Envelope, fields: dict[str, Any]) -> None:
+    """Take on the checks of a live migration: nothing is taken, claimed or moved.
+
+    Raises:
+        NotFound, StateConflict: nothing was written.
+    """
+    policy = parse_request(MigrationPolicy, fields.get("policy") or {})
+    decide_tls(envelope.tls_rule, policy.tls)
+    instance = get_instance_by_reference(session, _reference(fields))
+    if instance.host is None:
+        raise StateConflict(
+            f"Instance {instance.name} is not on any host.",
+            {"expected": sorted(MIGRATABLE), "actual": instance.state.value},
+        )
+    if policy.dst is not None and session.get(Host, policy.dst) is None:
+        raise NotFound(f"There is no host {policy.dst!r}.", {"what": "host", "name": policy.dst})
+    plan, params = plan_check(session, instance, policy)
+    new = _new(
+        envelope,
+        "check_migration",
+        fields,
+        params,
+        deadline_s=CHECK_DEADLINE_S,
+        src_host=instance.host,
+        dst_host=policy.dst,
+    )
+    insert_operation(session, new, plan)
+    if not plan:
+        end_checked(session, new.id)
 
 
 def _accept_verb(
@@ -449,6 +479,7 @@ HYDRATABLE = frozenset({_S.ACTIVE, _S.PAUSED, _S.STOPPED})
 ACCEPT: dict[str, Accept] = {
     "spawn": accept_spawn,
     "live_migrate": accept_live_migrate,
+    "check_migration": accept_check_migration,
     "start": _accept_verb("start", STARTABLE, None, VERB_MARGIN_S),
     "stop": _accept_verb("stop", STOPPABLE, StopPolicy, VERB_MARGIN_S),
     "reboot": _accept_verb("reboot", frozenset({_S.ACTIVE}), RebootPolicy, VERB_MARGIN_S),

@@ -22,7 +22,7 @@ Element = etree._Element
 def metadata_of(fragment: str) -> tuple[int, UUID] | None:
     """Return (epoch, operation id) of our metadata element; None when it is not readable."""
     try:
-        element = _parse(fragment)
+        element = parse(fragment)
     except etree.XMLSyntaxError:
         return None
     # Libvirt hands the element out with its prefix; its namespace is what counts.
@@ -32,7 +32,7 @@ def metadata_of(fragment: str) -> tuple[int, UUID] | None:
 def parse_metadata(xml: str) -> tuple[int, UUID] | None:
     """Return (epoch, operation id) from a domain's XML; None for a domain that is not ours."""
     try:
-        element = _parse(xml).find(f"metadata/{_GUEST}")
+        element = parse(xml).find(f"metadata/{_GUEST}")
     except etree.XMLSyntaxError:
         return None
     return None if element is None else _read_guest(element)
@@ -68,7 +68,7 @@ def for_destination(
         disk_sources: guest device → path, for those disks that have another path there.
         backing_sources: old → new path, for backing files that have another path there.
     """
-    root = _parse(live_xml)
+    root = parse(live_xml)
     metadata = root.find("metadata")
     if metadata is None:
         metadata = etree.Element("metadata")
@@ -119,7 +119,7 @@ class CpuDemand:
 
 def cpu_demand(domain_xml: str) -> CpuDemand:
     """Return the part of a domain's XML that the CPU comparison needs."""
-    root = _parse(domain_xml)
+    root = parse(domain_xml)
     cpu, kind = root.find("cpu"), root.find("os/type")
     if cpu is not None and cpu.get("mode") is None and cpu.find("model") is None:
         # A topology alone asks nothing of the host's CPU.
@@ -149,7 +149,7 @@ class HostDemand:
 
 def host_demand(domain_xml: str) -> HostDemand:
     """Return what a guest cannot do without on a host that is to take it."""
-    os_ = _parse(domain_xml).find("os")
+    os_ = parse(domain_xml).find("os")
     if os_ is None:
         return HostDemand(machine="", firmware_paths=())
     kind, nvram = os_.find("type"), os_.find("nvram")
@@ -162,7 +162,7 @@ def host_demand(domain_xml: str) -> HostDemand:
 
 def is_agent_connected(live_xml: str) -> bool:
     """Return whether a running domain's XML shows that its guest opened the agent's channel."""
-    found = _parse(live_xml).find(
+    found = parse(live_xml).find(
         "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']"
     )
     return found is not None
@@ -188,7 +188,7 @@ class GuestPort:
 def list_ports(live_xml: str) -> tuple[GuestPort, ...]:
     """Return the ports of a running domain's cards that are on bridges."""
     ports = []
-    for nic in _parse(live_xml).iterfind("devices/interface[@type='bridge']"):
+    for nic in parse(live_xml).iterfind("devices/interface[@type='bridge']"):
         filterref = nic.find("filterref")
         ports.append(
             GuestPort(
@@ -205,7 +205,7 @@ def list_bridges(xml: str) -> tuple[str, ...]:
     """Return the bridges that a domain's cards are on, each once; none for no document."""
     if "<interface" not in xml:
         return ()
-    nics = _parse(xml).iterfind("devices/interface[@type='bridge']")
+    nics = parse(xml).iterfind("devices/interface[@type='bridge']")
     return tuple(dict.fromkeys(_attribute(nic, "source", "bridge") for nic in nics))
 
 
@@ -230,7 +230,7 @@ def shape_of(xml: str) -> str:
     """
     digest = hashlib.sha256()
     try:
-        elements = _parse(xml).iter(etree.Element)
+        elements = parse(xml).iter(etree.Element)
     except etree.XMLSyntaxError as error:
         raise ValueError(f"not XML: {error}") from None
     for element in elements:
@@ -243,11 +243,12 @@ def shape_of(xml: str) -> str:
 
 def digest_xml(xml: str) -> str:
     """Return the SHA-256 of a document's canonical form, so that formatting does not count."""
-    canonical = etree.tostring(_parse(xml, strip=True), method="c14n2")
+    canonical = etree.tostring(parse(xml, strip=True), method="c14n2")
     return hashlib.sha256(canonical).hexdigest()
 
 
-def _parse(xml: str, *, strip: bool = False) -> Element:
+def parse(xml: str, *, strip: bool = False) -> Element:
+    """Parse a document of libvirt's, without entities, DTDs or network."""
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,

@@ -1,6 +1,6 @@
 """One host's libvirt as the tasks see it; what virt offers for guests is a method here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,14 +13,16 @@ from innkeeper.errors import (
     StartFailed,
     StartInterrupted,
 )
-from virt import block_copy, guest
+from virt import block_copy, guest, migration_blockers
 from virt.capabilities import read_facts, read_machine_facts
 from virt.domain_reading import GuestPort, shape_of
 from virt.domain_reading import list_ports as ports_in_xml
-from virt.domain_xml import cpu_demand
+from virt.domain_xml import CpuDemand, cpu_demand
 from virt.domain_xml import is_agent_connected as agent_is_in_xml
 from virt.events import GuestEvent
 from virt.migration import MigrationJob, MigrationRequest
+from virt.migration_blockers import Blockers
+from virt.migration_needs import SecretNeed
 from virt.remote_xml import DiskLook, look_at_disk
 from virt.session import Session
 from virt.views import CpuComparison, DomainView, HostFacts, JobStats, MachineFacts
@@ -142,13 +144,13 @@ class Hypervisor:
             )
         return self._machine_facts[key]
 
-    def compare_cpu(self, domain_xml: str) -> CpuComparison:
+    def compare_cpu(self, guest_cpu: str | CpuDemand) -> CpuComparison:
         """Ask this host, as a destination, whether it can run a guest's CPU.
 
         Args:
-            domain_xml: the guest's XML, best its source's migratable one.
+            guest_cpu: the guest's XML, best its source's migratable one; or what that demands.
         """
-        demand = cpu_demand(domain_xml)
+        demand = guest_cpu if isinstance(guest_cpu, CpuDemand) else cpu_demand(guest_cpu)
         if demand.cpu_xml is None:
             return CpuComparison(
                 is_compatible=True, verdict="not_asked", detail="the guest names no CPU model"
@@ -165,7 +167,43 @@ class Hypervisor:
             ),
         )
 
+    def probe_available_mib(self) -> int:
+        """Return how much memory the host could give a new guest now, in MiB."""
+        return self._control("read the host's free memory", migration_blockers.read_available_mib)
+
+    def has_filter(self, name: str) -> bool:
+        """Return whether the host has an nwfilter of that name."""
+        return self._control(
+            "look for a network filter", lambda conn: migration_blockers.has_filter(conn, name)
+        )
+
+    def has_secret(self, need: SecretNeed) -> bool:
+        """Return whether libvirt on the host has a secret."""
+        return self._control(
+            "look for a secret", lambda conn: migration_blockers.has_secret(conn, need)
+        )
+
     # Looking
+
+    def find_uuid_of_name(self, name: str) -> UUID | None:
+        """Return the UUID of the domain that has a name; None when the name is free."""
+        return self._control(
+            "look for a domain's name",
+            lambda conn: migration_blockers.find_uuid_of_name(conn, name),
+        )
+
+    def find_blockers(self, instance_id: UUID, targets: Sequence[str]) -> Blockers:
+        """Return what keeps a running guest on this host.
+
+        Args:
+            instance_id: the guest.
+            targets: its disks.
+        """
+        return self._control(
+            "look for what keeps the guest here",
+            lambda conn: migration_blockers.find_blockers(conn, instance_id, targets),
+            instance_id,
+        )
 
     def find_domain(self, instance_id: UUID) -> DomainView | None:
         """Return the guest's domain as it is now; None when the host has none."""

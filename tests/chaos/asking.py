@@ -80,6 +80,7 @@ def send_typed(client: Innkeeper, ask: Ask, *, key: str | None = None) -> Operat
     verbs: dict[str, Callable[..., Operation]] = {
         "spawn": client.spawn,
         "live_migrate": client.migrate,
+        "check_migration": client.check_migration,
         "start": client.start,
         "stop": client.stop,
         "reboot": client.reboot,

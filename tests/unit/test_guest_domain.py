@@ -18,6 +18,7 @@ from tasks.guest_abi import GuestAbi, GuestDefaults, freeze, nic_mac, require_of
 from tasks.guest_domain import describe_machine, refuse_impossible
 from tasks.migration_checks import check_machine
 from virt.domain_xml import CdromSpec, DiskSpec, DomainSpec, render_domain
+from virt.migration_needs import read_needs
 
 ID = UUID("6d0c6c2e-5b6e-4d1a-9c38-0c8f6a4f8a11")
 DEBIAN_12 = GuestDefaults()
@@ -178,11 +179,13 @@ def test_a_host_without_the_firmware_is_unsuitable() -> None:
 
 def test_a_destination_needs_the_machine_type_and_the_firmware() -> None:
     spec = spec_of(hardware={"firmware": "uefi", "machine": "pc-q35-7.2"})
-    here = SimpleNamespace(host=SimpleNamespace(name="hv-b", hypervisor=OfferingHost()))
+    services = SimpleNamespace(name="hv-b")
 
     def failed(defaults: GuestDefaults, machine: str = "pc-q35-7.2") -> list[str]:
         abi = freeze(ID, spec, defaults, ALIASES).model_copy(update={"machine": machine})
-        failures = check_machine(here, render_domain(machine_of(spec, abi)))  # type: ignore[arg-type]
+        needs = read_needs(render_domain(machine_of(spec, abi)))
+        here = SimpleNamespace(services=services, hypervisor=OfferingHost(), needs=needs)
+        failures = check_machine(here)  # type: ignore[arg-type]
         return [failure["code"] for failure in failures]
 
     assert failed(DEBIAN_12) == []

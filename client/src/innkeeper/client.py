@@ -150,6 +150,26 @@ class Innkeeper:
         asker = self._asker(reason, idempotency_key)
         return self._send(requests.live_migrate(instance, asked, asker))
 
+    def check_migration(
+        self,
+        instance: str | UUID,
+        policy: MigrationPolicy | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+        **fields: Any,
+    ) -> Operation:
+        """Ask what would speak against a migration; nothing is taken, claimed or moved.
+
+        Its result says in ``can_migrate`` whether a destination passes, and in ``destinations`` of
+        each ``{host, passed, checks}``, where a check is ``{check, passed, host}`` and, failed, has
+        ``code``, ``message`` and ``hint``. ``MigrationCheck`` reads it. Without ``dst`` every host
+        that might do is asked. Arguments and errors as for ``migrate``.
+        """
+        asked = requests.merged(MigrationPolicy, policy, fields)
+        asker = self._asker(reason, idempotency_key)
+        return self._send(requests.check_migration(instance, asked, asker))
+
     def start(
         self,
         instance: str | UUID,

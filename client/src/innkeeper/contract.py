@@ -15,6 +15,7 @@ HOST_QUEUE_PREFIX: Final = "host."
 # Requests: each becomes an operation, whose id is the Celery task id.
 INSTANCE_SPAWN: Final = "innkeeper.instance.spawn"
 INSTANCE_LIVE_MIGRATE: Final = "innkeeper.instance.live_migrate"
+INSTANCE_CHECK_MIGRATION: Final = "innkeeper.instance.check_migration"
 INSTANCE_START: Final = "innkeeper.instance.start"
 INSTANCE_STOP: Final = "innkeeper.instance.stop"
 INSTANCE_REBOOT: Final = "innkeeper.instance.reboot"
@@ -28,6 +29,7 @@ REQUEST_TASKS: Final = frozenset(
     {
         INSTANCE_SPAWN,
         INSTANCE_LIVE_MIGRATE,
+        INSTANCE_CHECK_MIGRATION,
         INSTANCE_START,
         INSTANCE_STOP,
         INSTANCE_REBOOT,

@@ -82,6 +82,17 @@ def live_migrate(instance: str | UUID, policy: MigrationPolicy, asker: Asker) ->
     )
 
 
+def check_migration(instance: str | UUID, policy: MigrationPolicy, asker: Asker) -> Message:
+    """Ask what would speak against moving a guest."""
+    target = instance_reference(instance)
+    return _message(
+        contract.INSTANCE_CHECK_MIGRATION,
+        {"instance": target, "policy": _sent(policy)},
+        f"{target} to {policy.dst or 'any host'}",
+        asker,
+    )
+
+
 def start(instance: str | UUID, asker: Asker) -> Message:
     """Ask for a stopped guest to run."""
     target = instance_reference(instance)

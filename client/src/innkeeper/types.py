@@ -17,11 +17,14 @@ from innkeeper.messages import HostName, Request, View
 from innkeeper.states import BootStage, Handover, InstanceState, OperationState, PowerState, Storage
 
 __all__ = [
+    "CheckOutcome",
+    "DestinationCheck",
     "GroupMember",
     "GroupView",
     "HostView",
     "InstanceSpec",
     "InstanceView",
+    "MigrationCheck",
     "MigrationPolicy",
     "OperationView",
     "PartView",
@@ -209,6 +212,34 @@ class OperationView(View):
     owes_since: datetime | None = None
     steps: list[StepView] = Field(default_factory=list)
     parts: list[PartView] = Field(default_factory=list)
+
+
+class CheckOutcome(View):
+    """One check of a migration; ``host`` is the one that looked."""
+
+    check: str
+    passed: bool
+    host: str | None = None
+    code: str | None = None
+    message: str = ""
+    hint: str = ""
+
+
+class DestinationCheck(View):
+    """What speaks for and against one destination."""
+
+    host: str
+    passed: bool
+    checks: list[CheckOutcome] = Field(default_factory=list)
+
+
+class MigrationCheck(View):
+    """The result of ``check_migration``; destinations stand best first."""
+
+    instance: str
+    src: str
+    can_migrate: bool
+    destinations: list[DestinationCheck] = Field(default_factory=list)
 
 
 class HostView(View):

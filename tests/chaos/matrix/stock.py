@@ -88,9 +88,9 @@ class Stock:
         slot = {"live_migrate": case.label, "delete": "delete"}.get(case.kind, "power")
         row = self._ensure(slot, case.pool, "stopped" if case.kind == "start" else "active")
         src = row["host"]
-        if case.kind == "live_migrate":
+        if case.kind in ("live_migrate", "check_migration"):
             dst = b if src == a else a
-            return Cast(Ask("live_migrate", row["name"], {"dst": dst}), row["id"], src, dst)
+            return Cast(Ask(case.kind, row["name"], {"dst": dst}), row["id"], src, dst)
         fields = VERBS_WITH_FORCE.get(case.kind, {})
         return Cast(Ask(case.kind, row["name"], fields), row["id"], src, src)
 

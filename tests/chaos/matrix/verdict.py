@@ -88,6 +88,8 @@ def check_scene(
     """
     row = connection.execute(_OPERATION, (operation_id,)).fetchone()
     assert row is not None
+    if left := list_files(lab, str(operation_id)):
+        raise NotHeld(f"files of the operation are left: {left}")
     if row["instance_id"] is None:
         return
     scene = look_at(lab, connection, cast.ask.guest, row["instance_id"])
@@ -100,8 +102,6 @@ def check_scene(
     elif scene != before:
         effect = (row["error"] or {}).get("effect")
         raise NotHeld(f"it {row['state']}, effect {effect}, yet {scene.differs(before)}")
-    if left := list_files(lab, str(operation_id)):
-        raise NotHeld(f"files of the operation are left: {left}")
 
 
 def check_repeatable(

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from innkeeper.cli.checks import conclude_check
 from innkeeper.cli.follow import conclude
 from innkeeper.cli.options import (
     InstanceArgument,
@@ -52,6 +53,10 @@ def migrate(
             "--split-group", help="Leave the others of an affinity group; they are to follow."
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only check whether it could go, and show every check."),
+    ] = False,
     reason: ReasonOption = None,
     idempotency_key: KeyOption = None,
     timeout_s: TimeoutOption = None,
@@ -70,6 +75,10 @@ def migrate(
         may_split_group=split_group or None,
     )
     with Innkeeper() as inn:
+        if check:
+            asked = inn.check_migration(name, fields, reason=reason)
+            conclude_check(asked, timeout_s=timeout_s, as_json=as_json)
+            return
         operation = inn.migrate(name, fields, reason=reason, idempotency_key=idempotency_key)
         conclude(operation, no_wait=no_wait, timeout_s=timeout_s, as_json=as_json)
 
