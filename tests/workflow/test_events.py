@@ -14,6 +14,7 @@ import redis
 from sqlalchemy import text
 
 from innkeeper import EventView, Innkeeper
+from lab import environment
 from lab.handle import Lab
 from models.queries import record_event
 from models.session import Database
@@ -193,6 +194,68 @@ def test_the_relay_dies_with_events_that_redis_has_and_the_record_does_not(
     ids = [int(key.decode().partition("-")[0]) for key, _ in broker.xrange("innkeeper:events")]
     # It may lack what an earlier test's Redis has lost; that is what the follower looks for.
     assert ids == sorted(set(ids)), "the stream itself has no double, and keeps the order"
+
+
+@pytest.fixture
+def second_control(lab: Lab) -> Iterator[subprocess.Popen[bytes]]:
+    """Another control worker, beside the lab's own."""
+    env = environment.for_process(lab.description, lab.layout, "second")
+    ready = Path(env["INNKEEPER_READY_FILE"])
+    ready.unlink(missing_ok=True)
+    # Outside the lab's namespaces, /run is the machine's own, and other labs' too.
+    env["INNKEEPER_LOCK_DIR"] = str(lab.layout.root / "run" / "second" / "locks")
+    # It must not outlive the tests, however those end.
+    command = ["setpriv", "--pdeathsig", "KILL", sys.executable]
+    command += ["-m", "workers", "control", "--name", "second"]
+    with (
+        lab.layout.log("control-second").open("ab") as log,
+        subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log) as process,
+    ):
+        try:
+            wait_until(ready.exists, what="the second control worker is ready")
+            yield process
+        finally:
+            process.kill()
+
+
+def relay_owner(records: Database) -> str:
+    with records.transaction() as session:
+        return str(session.execute(text("SELECT owner FROM event_relay")).scalar_one())
+
+
+def test_another_control_worker_relays_when_one_is_gone(
+    lab: Lab,
+    records: Database,
+    broker: redis.Redis,
+    follower: Follower,
+    second_control: subprocess.Popen[bytes],
+) -> None:
+    assert not relay_owner(records).startswith("control-second")
+
+    def write(word: str) -> None:
+        with records.transaction() as session:
+            record_event(session, f"test.{word}")
+
+    def is_seen(word: str) -> bool:
+        return any(event.kind == f"test.{word}" for event in follower.seen)
+
+    write("by_the_first")
+    wait_until(lambda: is_seen("by_the_first"), what="the first one relays")
+    lab.kill("control")
+    write("by_the_second")
+    wait_until(lambda: is_seen("by_the_second"), what="the second one relays")
+    assert relay_owner(records).startswith("control-second")
+    lab.start("control")
+    write("by_the_second_still")
+    wait_until(lambda: is_seen("by_the_second_still"), what="one of two relays")
+    # Stopped in order, it lets go at once.
+    second_control.terminate()
+    write("by_the_first_again")
+    wait_until(lambda: is_seen("by_the_first_again"), what="the first one relays again")
+    ids = [event.id for event in follower.seen]
+    assert ids == list(range(follower.first, follower.first + len(ids)))
+    keys = [int(key.decode().partition("-")[0]) for key, _ in broker.xrange("innkeeper:events")]
+    assert keys == sorted(set(keys))
 
 
 def test_a_host_that_falls_silent_is_told(
