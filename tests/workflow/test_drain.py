@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
 from sqlalchemy import text
 
 from innkeeper import Innkeeper
@@ -95,6 +96,7 @@ def test_ten_guests_leave_but_those_whose_group_forbids_it_and_control_may_die(
     wait_until(lambda: bool(operation.view().parts), what="the drain goes on")
     again = client.drain(a)
     assert next(again.watch(PATIENCE_S)).id == operation.id, "a host is drained once at a time"
+    redis.Redis.from_url(lab.env()["INNKEEPER_BROKER_URL"]).flushall()
     with pytest.raises(Conflict, match="being drained"):
         client.undrain(a)
     with pytest.raises(NoHostFits, match="is drained: new memory"):
@@ -126,6 +128,26 @@ def test_ten_guests_leave_but_those_whose_group_forbids_it_and_control_may_die(
     assert last["is_empty_of_running"]
     host = client.undrain(a)
     assert host.is_enabled
+
+
+def test_a_guest_that_was_on_its_way_is_waited_for_and_moved(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any], crash: CrashDirectory
+) -> None:
+    a, b = lab.hosts[:2]
+    crash.arm_hold("spawn.create_disks:acting")
+    spawn = client.spawn(name=name, host=a, **boot_guest)
+    with crash.held("spawn.create_disks:acting"):
+        operation = client.drain(a)
+        text = f"{name} (held by spawn) to be free"
+        assert any(
+            step.waiting_for is not None and text in step.waiting_for
+            for view in operation.watch(PATIENCE_S)
+            for step in view.steps
+        )
+    assert spawn.wait(2 * PATIENCE_S)["host"] == a
+    told = {g["instance"]: g["outcome"] for g in operation.wait(2 * PATIENCE_S)["guests"]}
+    assert told[name] == "moved"
+    assert client.instance(name).host == b
 
 
 def test_a_cancelled_drain_takes_back_what_is_under_way_and_begins_nothing_more(
