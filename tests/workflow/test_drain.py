@@ -1,6 +1,6 @@
 """A host is emptied by an operation over operations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from tests.workflow.conftest import domains_on, remove, revive
 pytestmark = pytest.mark.lab
 
 GUESTS = 10
+Terminal = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,23 @@ def names(client: Innkeeper, lab: Lab) -> Iterator[list[str]]:
     revive(lab)
     for name in names:
         remove(client, name)
+
+
+@pytest.fixture
+def terminal(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Terminal:
+    """Runs the command line; returns what it prints, on both streams."""
+    for variable in ("INNKEEPER_BROKER_URL", "INNKEEPER_RESULT_URL"):
+        monkeypatch.setenv(variable, lab.env()[variable])
+
+    def call(*arguments: str) -> str:
+        code = run(arguments)
+        told = capsys.readouterr()
+        assert code == 0, told
+        return told.out + told.err
+
+    return call
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +95,7 @@ def test_ten_guests_leave_but_those_whose_group_forbids_it_and_control_may_die(
     lab: Lab,
     names: list[str],
     crash: CrashDirectory,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    terminal: Terminal,
 ) -> None:
     a, b = lab.hosts[:2]
     client.stop(names[9], force=True).wait(PATIENCE_S)
@@ -115,10 +132,7 @@ def test_ten_guests_leave_but_those_whose_group_forbids_it_and_control_may_die(
     assert len({part.operation_id for part in view.parts}) == len(view.parts)
     assert view.progress.fraction == 1
 
-    for variable in ("INNKEEPER_BROKER_URL", "INNKEEPER_RESULT_URL"):
-        monkeypatch.setenv(variable, lab.env()[variable])
-    assert run(["explain", str(operation.id)]) == 0
-    story = capsys.readouterr().out
+    story = terminal("explain", str(operation.id))
     print(story)
     assert all(f"live_migrate of {name}" in story for name in names[2:9])
 
@@ -184,7 +198,7 @@ def test_a_cancelled_drain_takes_back_what_is_under_way_and_begins_nothing_more(
 
 
 def test_a_host_without_guests_is_drained_at_once_and_wrong_ones_are_refused(
-    client: Innkeeper, lab: Lab, records: Database
+    client: Innkeeper, records: Database, terminal: Terminal
 ) -> None:
     with pytest.raises(NotFound, match="no host 'hv-none'"):
         client.drain("hv-none").wait(PATIENCE_S)
@@ -196,13 +210,20 @@ def test_a_host_without_guests_is_drained_at_once_and_wrong_ones_are_refused(
     try:
         with pytest.raises(HostUnsuitable, match="is down"):
             client.drain(lone).wait(PATIENCE_S)
-        set_heartbeat(records, lone, "clock_timestamp()")
+        set_heartbeat(records, lone, "clock_timestamp() + interval '1 hour'")
+        assert "No guest is on the host" in terminal("drain", lone, "--plan")
+        assert find_host(client, lone).is_enabled
+        told = terminal("drain", lone, "--reason", "a broken fan")
+        assert f"0 guests have left {lone}" in told
+        assert find_host(client, lone).disabled_reason == "is drained: a broken fan"
+        assert f"{lone} is enabled" in terminal("undrain", lone)
         result = client.drain(lone).wait(PATIENCE_S)
         assert (result["guests"], result["is_empty_of_running"]) == ([], True)
         assert not find_host(client, lone).is_enabled
-        client.disable_host(lone, "broken fan")
+        client.disable_host(lone, "sold")
         kept = client.undrain(lone)
-        assert (kept.is_enabled, kept.disabled_reason) == (False, "broken fan")
+        assert (kept.is_enabled, kept.disabled_reason) == (False, "sold")
+        assert f"{lone} stays disabled by {client.requested_by}: sold" in terminal("undrain", lone)
     finally:
         with records.transaction() as session:
             session.execute(text("UPDATE operations SET src_host = NULL WHERE src_host = 'lone'"))
