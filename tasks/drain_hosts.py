@@ -48,8 +48,8 @@ def refuse_silent(session: Session, name: str) -> None:
             f"{name} is down: its worker's heartbeat is old, and only it can send its guests away.",
             {
                 "host": name,
-                "hint": "Start its worker and libvirtd. If the machine is dead, its guests can only"
-                " be started elsewhere.",
+                "hint": "Start its worker and libvirtd. If the machine is dead: "
+                f"innkeeper evacuate {name}.",
             },
         )
 

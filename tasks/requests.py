@@ -433,6 +433,7 @@ def accept_drain(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         InvalidRequest, NotFound, HostUnsuitable: nothing was written.
     """
     policy = parse_request(DrainPolicy, fields.get("policy") or {})
+    decide_tls(envelope.tls_rule, policy.migration.tls)
     host = get_host_by_name(session, fields)
     lock(session, f"drain:{host.name}")
     running = find_live_drain(session, host.name)
