@@ -53,6 +53,8 @@ REQUEST_TYPES: tuple[type[BaseModel], ...] = (
     guest_parts.InjectedFile,
     guest_parts.GroupMembership,
     types.MigrationPolicy,
+    types.MigrationDefaults,
+    types.MigrationChange,
     types.StopPolicy,
     types.RebootPolicy,
     image_types.PrewarmSpec,

@@ -63,6 +63,7 @@ class Operation(Timestamps, Base):
     is_committed: Mapped[bool] = mapped_column(server_default=text("false"))
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
     cancel_requested_by: Mapped[str | None]
+    force_complete_by: Mapped[str | None]
     deadline_at: Mapped[datetime | None]
     progress: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     refusals: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
@@ -150,4 +151,5 @@ class Migration(Timestamps, Base):
     downtime_ms: Mapped[float | None]
     forecast: Mapped[dict[str, Any] | None]
     decisions: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
+    applied: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     stats: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))

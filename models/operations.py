@@ -13,6 +13,7 @@ from innkeeper.errors import Busy, NotFound, StateConflict
 from innkeeper.states import InstanceState, OperationState, StepState
 from models.instance import Instance
 from models.ledger import StepKey, assert_owned
+from models.migrations import is_in_post_copy
 from models.operation import Operation, OperationAlias, Step
 
 
@@ -329,26 +330,38 @@ def list_ended(
     return [(operation, waiting[operation.id]) for operation in ended]
 
 
-def write_progress(
-    session: Session, operation_id: UUID, progress: dict[str, Any]
-) -> tuple[bool, bool]:
-    """Write progress and read the wishes of the outside in one statement.
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the outside wants of a running operation.
 
-    Returns:
-        ``(cancel_requested, is_past_deadline)``.
+    Args:
+        cancel_requested: that it stops.
+        is_past_deadline: whether its time is over.
+        force_complete_by: who wants it to end now, whatever that costs the guest.
+        params: its parameters as they are by now.
     """
+
+    cancel_requested: bool
+    is_past_deadline: bool
+    force_complete_by: str | None
+    params: dict[str, Any]
+
+
+def write_progress(session: Session, operation_id: UUID, progress: dict[str, Any]) -> Wishes:
+    """Write progress and read the wishes of the outside in one statement."""
     row = session.execute(
         text(
             """
             UPDATE operations SET progress = progress || CAST(:progress AS jsonb),
                    updated_at = clock_timestamp()
              WHERE id = :id
-            RETURNING cancel_requested, COALESCE(deadline_at < clock_timestamp(), false)
+            RETURNING cancel_requested, COALESCE(deadline_at < clock_timestamp(), false),
+                      force_complete_by, params
             """
         ),
         {"id": operation_id, "progress": json.dumps(progress, default=str)},
     ).one()
-    return bool(row[0]), bool(row[1])
+    return Wishes(bool(row[0]), bool(row[1]), row[2], row[3])
 
 
 def commit_unless_cancelled(session: Session, key: StepKey) -> bool:
@@ -388,12 +401,23 @@ def request_cancel(session: Session, operation_id: UUID, *, requested_by: str | 
 
     Raises:
         NotFound: there is no such operation.
+        StateConflict: it is a migration in post-copy.
     """
     operation = session.get(Operation, find_real_id(session, operation_id), with_for_update=True)
     if operation is None:
         raise NotFound(
             f"There is no operation {operation_id}.",
             {"what": "operation", "name": str(operation_id)},
+        )
+    if not operation.state.is_final and is_in_post_copy(session, operation_id):
+        raise StateConflict(
+            "The migration is in post-copy: a part of the guest's memory is on either host, so it"
+            " can only go on.",
+            {
+                "expected": ["disks", "memory"],
+                "actual": "post_copy",
+                "hint": "Wait for its end; innkeeper migrate-set --bandwidth-mib-s may hurry it.",
+            },
         )
     if not operation.state.is_final and not operation.is_committed:
         operation.cancel_requested = True

@@ -14,6 +14,7 @@ from innkeeper.types import (
     DiskView,
     HostView,
     InstanceView,
+    MigrationView,
     OperationView,
     PartView,
     Progress,
@@ -24,7 +25,7 @@ from models.disk import Disk
 from models.event import Event
 from models.host import Host
 from models.instance import Instance
-from models.operation import Operation, Step
+from models.operation import Migration, Operation, Step
 from models.operations import find_real_id, get_instance_by_reference
 
 _GIVEN_BACK = (StepState.QUEUED, StepState.UNDO)
@@ -278,7 +279,10 @@ def show_operation(session: Session, operation_id: UUID) -> OperationView:
     name = session.scalar(select(Instance.name).where(Instance.id == operation.instance_id))
     view = view_operation(operation, list(steps), name)
     if operation.instance_id is not None:
-        return view
+        migration = session.get(Migration, operation.id, populate_existing=True)
+        if migration is None:
+            return view
+        return view.model_copy(update={"migration": view_migration(operation, migration)})
     return view.model_copy(update={"parts": _list_parts(session, operation.id)})
 
 
@@ -312,6 +316,27 @@ def _list_parts(session: Session, operation_id: UUID) -> list[PartView]:
         )
         for part, name in rows
     ]
+
+
+def view_migration(operation: Operation, migration: Migration) -> MigrationView:
+    """Return a migration's facts, with the policy in force and where each value came from."""
+    origins = operation.params.get("policy_from") or {}
+    policy = operation.params.get("policy") or {}
+    return MigrationView(
+        phase=migration.phase,
+        outcome=migration.outcome,
+        storage=migration.storage,
+        policy={
+            name: {"value": value, "from": origins.get(name, "request")}
+            for name, value in policy.items()
+        },
+        force_complete_requested=operation.force_complete_by is not None,
+        forecast=migration.forecast,
+        decisions=migration.decisions,
+        total_ms=migration.total_ms,
+        downtime_ms=migration.downtime_ms,
+        stats=migration.stats,
+    )
 
 
 def list_operations(

@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 
 from innkeeper.errors import Cancelled, DeadlineExceeded, HostUnsuitable, LeaseLost
+from innkeeper.migration_types import MigrationDefaults
 from innkeeper.remote_source import RemoteSource
 from models import ledger
 from models.image_place import ImagePlace
@@ -117,9 +118,12 @@ class StepContext:
     """One attempt at one step.
 
     Args:
+        force_complete_by: who wants the operation to end now, as of the last progress.
         ring: rings for an operation that the step has written; a bell that is lost is rung again
             by the sweeper.
         fencing_hook: switches hosts off; None where that is done by hand.
+        migration_defaults: what this worker's settings say of migrations, for steps that ask for
+            some.
     """
 
     database: Database
@@ -132,7 +136,9 @@ class StepContext:
     keyring: Keyring = field(default_factory=Keyring)
     ring: Callable[[UUID], None] = lambda _operation_id: None
     fencing_hook: FencingHook | None = None
+    migration_defaults: MigrationDefaults = field(default_factory=MigrationDefaults)
     _written_at: float = field(default=0.0)
+    force_complete_by: str | None = None
     log: Any = field(default_factory=lambda: structlog.get_logger("step"))
 
     @property
@@ -207,10 +213,14 @@ class StepContext:
             "text": text,
             "figures": figures,
         }
-        cancel, late = self.database.run_one(
+        wishes = self.database.run_one(
             lambda session: write_progress(session, self.operation.id, payload)
         )
-        self.lease.tell(cancel_requested=cancel, is_past_deadline=late)
+        self.operation.params = wishes.params
+        self.force_complete_by = wishes.force_complete_by
+        self.lease.tell(
+            cancel_requested=wishes.cancel_requested, is_past_deadline=wishes.is_past_deadline
+        )
         self.checkpoint()
 
     def go_through(self) -> None:

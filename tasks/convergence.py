@@ -3,8 +3,8 @@
 Looked at once per pass over the memory, because within a pass the figures are a saw-tooth:
 a pass that leaves less to send than the one before converges. One that does not gets, in this
 order: a longer pause at the switch-over, up to the caller's limit; the guest slowed down by QEMU
-(auto-converge does that by itself from the second pass on); and at the deadline, what the caller
-wants then.
+(auto-converge does that by itself from the second pass on); post-copy, where it is allowed; and at
+the deadline, what the caller wants then. Somebody who wants it over now gets post-copy, or a pause.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from typing import Literal
 
 from tasks.forecast import MIB
 
-OnTimeout = Literal["abort", "pause"]
+OnTimeout = Literal["abort", "pause", "post_copy"]
 
 DOWNTIME_SHARES = (0.25, 0.5, 1.0)
 SHORTEST_DOWNTIME_MS = 20
@@ -22,6 +22,8 @@ PROGRESS_SHARE = 0.9
 # A paused guest writes nothing, so what is left crosses in one pass; twice that is patience enough.
 PAUSED_PATIENCE = 2.0
 PAUSED_PATIENCE_MIN_S = 30.0
+# So many stalled passes QEMU gets to slow the guest down before post-copy ends the matter.
+THROTTLED_PASSES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,17 @@ class Limits:
     Args:
         max_downtime_ms: the longest pause at the switch-over.
         deadline_s: the time for the whole.
-        on_timeout: at the deadline, give it up, or pause the guest so that the rest crosses.
+        on_timeout: at the deadline, give it up, pause the guest so that the rest crosses, or let
+            it go on at the destination before the rest is there.
+        may_post_copy: whether the migration was begun so that post-copy is possible.
+        ended_by: who wants it to end now; None for nobody.
     """
 
     max_downtime_ms: int
     deadline_s: float
     on_timeout: OnTimeout
+    may_post_copy: bool = False
+    ended_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +76,20 @@ class Course:
         remaining_bytes: what it began with.
         stalls: passes in a row that were no progress.
         downtime_step: index of the pause that is allowed now.
-        paused_at_s: when the guest was paused; None for not.
+        throttled: stalled passes while QEMU slowed the guest.
+        is_paused: whether the guest was paused so that the rest crosses.
+        paused_until_s: when that has been long enough; None where it is not yet reckoned.
+        is_post_copy: whether the guest is past the point of no return.
     """
 
     iteration: int = 0
     remaining_bytes: int = 0
     stalls: int = 0
     downtime_step: int = 0
-    paused_at_s: float | None = None
+    throttled: int = 0
+    is_paused: bool = False
+    paused_until_s: float | None = None
+    is_post_copy: bool = False
 
 
 class Act(StrEnum):
@@ -84,6 +97,7 @@ class Act(StrEnum):
 
     RAISE_DOWNTIME = "raise_downtime"
     NOTE_THROTTLE = "note_throttle"
+    POST_COPY = "post_copy"
     PAUSE = "pause"
     ABORT = "abort"
 
@@ -122,6 +136,13 @@ def decide(limits: Limits, course: Course, figures: Figures) -> tuple[Course, De
     Returns:
         The new course, and what to do; None for nothing.
     """
+    if course.is_post_copy:
+        # It can only go on, however long it takes.
+        return course, None
+    if course.is_paused:
+        return _while_paused(course, figures)
+    if limits.ended_by is not None and figures.iteration:
+        return _end_now(limits, course, figures)
     if figures.elapsed_s >= limits.deadline_s:
         return _at_the_deadline(limits, course, figures)
     if figures.iteration <= course.iteration:
@@ -142,26 +163,57 @@ def decide(limits: Limits, course: Course, figures: Figures) -> tuple[Course, De
         raised_ms = steps[course.downtime_step]
         why = f"{_stalled(course, figures)} the switch-over may take {raised_ms} ms now."
         return course, Decision(Act.RAISE_DOWNTIME, why, raised_ms)
-    if figures.throttle_percent:
+    if figures.throttle_percent and (
+        not limits.may_post_copy or course.throttled < THROTTLED_PASSES
+    ):
         why = f"{_stalled(course, figures)} QEMU slows the guest by {figures.throttle_percent} %."
-        return course, Decision(Act.NOTE_THROTTLE, why)
+        return replace(course, throttled=course.throttled + 1), Decision(Act.NOTE_THROTTLE, why)
+    if limits.may_post_copy:
+        return _start_post_copy(course, f"{_stalled(course, figures)} nothing else has helped;")
     return course, None
 
 
-def _at_the_deadline(
-    limits: Limits, course: Course, figures: Figures
-) -> tuple[Course, Decision | None]:
-    if limits.on_timeout == "pause" and course.paused_at_s is None:
-        why = (
-            f"{_stalled(course, figures)} the guest is paused after {figures.elapsed_s:.0f} s, so"
-            " that the rest crosses."
-        )
-        return replace(course, paused_at_s=figures.elapsed_s), Decision(Act.PAUSE, why)
-    if course.paused_at_s is not None:
-        rest_s = figures.remaining_bytes / figures.link_bytes_s if figures.link_bytes_s else 0.0
-        patience_s = max(PAUSED_PATIENCE * rest_s, PAUSED_PATIENCE_MIN_S)
-        if figures.elapsed_s - course.paused_at_s < patience_s:
-            return course, None
+def _start_post_copy(course: Course, because: str) -> tuple[Course, Decision]:
+    why = f"{because} the guest goes on at the destination, and its memory follows."
+    return replace(course, is_post_copy=True), Decision(Act.POST_COPY, why)
+
+
+def _pause(course: Course, figures: Figures, because: str) -> tuple[Course, Decision]:
+    why = f"{because} the guest is paused, so that the rest crosses."
+    return replace(
+        course, is_paused=True, paused_until_s=figures.elapsed_s + _patience_s(figures)
+    ), Decision(Act.PAUSE, why)
+
+
+def _patience_s(figures: Figures) -> float:
+    rest_s = figures.remaining_bytes / figures.link_bytes_s if figures.link_bytes_s else 0.0
+    return max(PAUSED_PATIENCE * rest_s, PAUSED_PATIENCE_MIN_S)
+
+
+def _while_paused(course: Course, figures: Figures) -> tuple[Course, Decision | None]:
+    if course.paused_until_s is None:
+        # Another attempt has paused it; the patience begins anew.
+        return replace(course, paused_until_s=figures.elapsed_s + _patience_s(figures)), None
+    if figures.elapsed_s < course.paused_until_s:
+        return course, None
+    why = f"{_stalled(course, figures)} it did not end although the guest was paused."
+    return course, Decision(Act.ABORT, why)
+
+
+def _end_now(limits: Limits, course: Course, figures: Figures) -> tuple[Course, Decision]:
+    because = f"{limits.ended_by} wants it to end now, after {figures.elapsed_s:.0f} s:"
+    if limits.may_post_copy:
+        return _start_post_copy(course, because)
+    return _pause(course, figures, because)
+
+
+def _at_the_deadline(limits: Limits, course: Course, figures: Figures) -> tuple[Course, Decision]:
+    because = f"{_stalled(course, figures)} after {figures.elapsed_s:.0f} s"
+    # While disks are copied neither helps: the guest would stand still for all of them.
+    if limits.on_timeout == "post_copy" and limits.may_post_copy and figures.iteration:
+        return _start_post_copy(course, because)
+    if limits.on_timeout == "pause":
+        return _pause(course, figures, because)
     why = f"{_stalled(course, figures)} it did not end within {limits.deadline_s:.0f} s."
     return course, Decision(Act.ABORT, why)
 

@@ -145,6 +145,7 @@ def _ask_to_move(context: StepContext, case: Case) -> bool:
         requested_by=operation.requested_by,
         reason=f"drain of {operation.src_host}",
         parent_id=operation.id,
+        migration_defaults=context.migration_defaults,
     )
     fields = {
         "instance": str(case.instance_id),

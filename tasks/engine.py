@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from uuid import UUID
 
+from innkeeper.migration_types import MigrationDefaults
 from models.instance import Instance
 from models.ledger import ClaimedStep
 from models.operation import Operation
@@ -40,6 +41,7 @@ class Engine:
         tls_rule: which migrations' wishes for TLS are accepted.
         keyring: opens what callers have sealed.
         fencing_hook: switches hosts off; None where that is done by hand.
+        migration_defaults: what the settings say of migrations; read where requests are taken on.
     """
 
     database: Database
@@ -51,6 +53,7 @@ class Engine:
     tls_rule: TlsRule = TlsRule.ALLOWED
     keyring: Keyring = field(default_factory=Keyring)
     fencing_hook: FencingHook | None = None
+    migration_defaults: MigrationDefaults = field(default_factory=MigrationDefaults)
 
 
 @dataclass(frozen=True, slots=True)

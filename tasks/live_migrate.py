@@ -6,7 +6,7 @@ commit point; only after it does the destination resume the guest.
 """
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import text, update
 from sqlalchemy.orm import Session
@@ -101,22 +101,30 @@ def resume_source(context: StepContext) -> None:
     """Undo of migrate: stop a job that still runs, and resume a guest that it left paused.
 
     Raises:
-        RollForward: the guest has left in the meantime; the way leads forward now.
+        RollForward: the guest has left in the meantime, or is in post-copy; the way leads forward
+            now.
     """
+    view = context.host.hypervisor.find_domain(context.instance.id)
+    if view is not None and view.is_in_post_copy:
+        _go_on(context, migration_run.look_at_source(context))
     migration_run.ensure_no_job(context)
     context.midway()
     look = migration_run.look_at_source(context)
     if look.has_left:
-        operation = context.operation
-        context.note("the guest had left before it could be held back: going on")
-        raise RollForward(
-            {"src": look.to_wire(), "error": None, "adopted": True},
-            lambda session: set_committed(session, operation),
-        )
+        _go_on(context, look)
     if look.power_state != PowerState.PAUSED:
         return
     if context.operation.state_before == InstanceState.ACTIVE:
         context.host.hypervisor.ensure_resumed(context.instance.id)
+
+
+def _go_on(context: StepContext, look: Look) -> NoReturn:
+    operation = context.operation
+    context.note("the guest had left before it could be held back: going on")
+    raise RollForward(
+        {"src": look.to_wire(), "error": None, "adopted": True},
+        lambda session: set_committed(session, operation),
+    )
 
 
 def settle_destination(context: StepContext) -> Done:
@@ -155,6 +163,12 @@ def settle_destination(context: StepContext) -> Done:
         sharing.remove_answer(context.pool.path, context.operation.id)
     libvirt_downtime_ms = source.get("downtime_ms")
     detail: dict[str, Any] = {"handover_ms": handover_ms, "downtime_ms": None, "is_off": dst.is_off}
+    if libvirt_downtime_ms is None and not dst.is_off:
+        # The source's last event was lost; the destination has the same figures.
+        kept = context.host.hypervisor.get_completed_stats(context.instance.id)
+        if kept is not None:
+            detail["stats"] = kept.to_json()
+            libvirt_downtime_ms = kept.downtime_ms
     if libvirt_downtime_ms is not None:
         detail["downtime_ms"] = round(float(libvirt_downtime_ms) + handover_ms, 1)
     return Done(detail)

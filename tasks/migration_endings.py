@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from innkeeper.errors import Cancelled
 from innkeeper.states import InstanceState, PowerState
-from innkeeper.types import MigrationPolicy
 from models.claims import release_claim
 from models.instance import Instance
 from models.operation import Migration, Operation, Step
 from models.queries import view_settled
+from tasks.migration_policy import policy_of
 from tasks.next_host import choose_next_host
 from tasks.unsettled import mark_unknown
 
@@ -39,8 +39,9 @@ def succeed(session: Session, operation: Operation) -> dict[str, Any]:
         instance.power_state, instance.state = PowerState.SHUTDOWN, InstanceState.STOPPED
     instance.power_observed_at = func.clock_timestamp()
     moved, settled = details["migrate"], details["settle_destination"]
+    stats = moved.get("stats") or settled.get("stats") or {}
     figures = {
-        "total_ms": moved.get("total_ms"),
+        "total_ms": stats.get("total_ms") or moved.get("total_ms"),
         "downtime_ms": settled.get("downtime_ms"),
         "handover_ms": settled.get("handover_ms"),
         "storage": details["check_source"]["storage"],
@@ -58,7 +59,7 @@ def succeed(session: Session, operation: Operation) -> dict[str, Any]:
         outcome="completed",
         total_ms=figures["total_ms"],
         downtime_ms=figures["downtime_ms"],
-        stats=moved.get("stats") or {},
+        stats=stats,
     )
     return {**view_settled(session, instance, operation), **figures}
 
@@ -84,7 +85,7 @@ def give_up_unknown(session: Session, operation: Operation) -> None:
 
 def choose_next_destination(session: Session, operation: Operation) -> bool:
     """Answer a destination's refusal with another one, unless the caller insisted on this one."""
-    policy = MigrationPolicy.model_validate(operation.params["policy"])
+    policy = policy_of(operation.params)
     dst = choose_next_host(
         session,
         operation,

@@ -52,7 +52,13 @@ def foretell(context: StepContext, policy: MigrationPolicy) -> dict[str, Any]:
         "link_is_assumed": known is None and not policy.bandwidth_mib_s,
         "dirty_bytes_s": dirty_bytes_s,
     }
-    context.database.run(lambda session: set_migration(session, operation.id, forecast=facts))
+    applied = {
+        "bandwidth_mib_s": policy.bandwidth_mib_s,
+        "max_downtime_ms": policy.max_downtime_ms,
+    }
+    context.database.run(
+        lambda session: set_migration(session, operation.id, forecast=facts, applied=applied)
+    )
     if dirty_bytes_s is not None:
         context.note(told.why)
     return facts

@@ -1,25 +1,36 @@
 """The moving itself: prepare files, start or adopt libvirt's job, watch it, look afterwards."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from innkeeper.errors import HypervisorUnavailable, InnkeeperError, OutcomeUnknown
 from innkeeper.states import Handover, PowerState, Storage
 from innkeeper.types import MigrationPolicy
+from models.migrations import find_applied
 from tasks.context import StepContext
 from tasks.convergence import list_downtimes_ms
 from tasks.guest_disks import get_guest_disks
 from tasks.migration_checks import get_dst_address
+from tasks.migration_checks.on_source import REACH_TIMEOUT_S
 from tasks.migration_disks import make_landing_disks
 from tasks.migration_forecast import foretell
+from tasks.migration_policy import policy_of
 from tasks.migration_storage import require_answer
-from tasks.migration_tls import is_encrypted, libvirt_uri
+from tasks.migration_tls import (
+    LIBVIRT_TCP_PORT,
+    LIBVIRT_TLS_PORT,
+    is_encrypted,
+    libvirt_uri,
+)
 from tasks.migration_watch import ABORT_PATIENCE_S, MigrationWatch, abort
+from tasks.post_copy import commit_post_copy, interrupted, may_post_copy
 from tasks.reconcile import Look
 from tasks.workflow import Done
 from virt.domain_xml import for_destination
 from virt.migration import MigrationRequest
-from virt.views import SHUTOFF_MIGRATED, STATE_SHUTOFF, JobStats
+from virt.reach import probe_tcp
+from virt.views import SHUTOFF_MIGRATED, STATE_SHUTOFF, DomainView, JobStats
 
 
 def prepare(context: StepContext) -> Done:
@@ -42,20 +53,25 @@ def move(context: StepContext) -> dict[str, Any]:
     stats: JobStats | None = None
     view = hypervisor.find_domain(instance_id)
     adopted = False
-    if context.is_owed or "src" in context.step.detail:
+    if view is not None and view.is_in_post_copy:
+        adopted = True
+        stats, error = _see_post_copy_through(context, view)
+    elif context.is_owed or "src" in context.step.detail:
         context.note(f"attempt {context.step.key.attempt}: only looks, the guest was sent before")
     elif view is not None and view.power_state in (PowerState.RUNNING, PowerState.PAUSED):
         running = hypervisor.find_migration_job(instance_id)
         if running is not None:
             adopted = True
             context.note(f"attempt {context.step.key.attempt}: adopted the running migration")
-            policy = MigrationPolicy.model_validate(context.operation.params["policy"])
-            error = MigrationWatch(context, policy).see_adopted()
+            stats, error = _adopt(context)
         elif view.power_state == PowerState.RUNNING or not context.step.was_begun_before:
             stats, error = _run_job(context)
     elif context.step.was_begun_before:
         context.note(f"attempt {context.step.key.attempt}: found that the guest has left")
     look = look_at_source(context)
+    if look.is_in_post_copy:
+        commit_post_copy(context)
+        raise interrupted(context, error)
     return {
         "src": look.to_wire(),
         "adopted": adopted,
@@ -84,18 +100,55 @@ def look_at_source(context: StepContext) -> Look:
             {"domain_epoch": view.epoch, "record_epoch": context.instance.domain_epoch},
         )
     has_left = view.state == STATE_SHUTOFF and view.reason == SHUTOFF_MIGRATED
-    return Look(view.power_state, bool(view.has_job), has_left)
+    return Look(
+        view.power_state, bool(view.has_job), has_left, is_in_post_copy=view.is_in_post_copy
+    )
+
+
+def _adopt(context: StepContext) -> tuple[JobStats | None, InnkeeperError | None]:
+    """See a job to its end that another process began."""
+    told = context.database.run(lambda session: find_applied(session, context.operation.id))
+    policy = policy_of(context.operation.params).model_copy(update=told)
+    watch = MigrationWatch(context, policy)
+    error = watch.see_adopted()
+    return watch.completed_stats, error
+
+
+def _see_post_copy_through(
+    context: StepContext, view: DomainView
+) -> tuple[JobStats | None, InnkeeperError | None]:
+    """See a post-copy to its end that began before this attempt; take it up again if it broke."""
+    hypervisor, instance_id = context.host.hypervisor, context.instance.id
+    commit_post_copy(context)
+    if not view.has_broken_post_copy and hypervisor.find_migration_job(instance_id) is not None:
+        context.note(f"attempt {context.step.key.attempt}: adopted the running post-copy")
+        return _adopt(context)
+    address = get_dst_address(context)
+    port = LIBVIRT_TLS_PORT if is_encrypted(context) else LIBVIRT_TCP_PORT
+    reason = probe_tcp(address, port, REACH_TIMEOUT_S)
+    if reason is not None:
+        raise interrupted(
+            context, HypervisorUnavailable(f"{context.operation.dst_host} ({address}): {reason}.")
+        )
+    context.note(f"attempt {context.step.key.attempt}: takes up the interrupted post-copy again")
+    policy = policy_of(context.operation.params)
+    request = replace(_request(context, policy), is_resumed_post_copy=True)
+    job = hypervisor.migrate(instance_id, request)
+    watch = MigrationWatch(context, policy)
+    error = watch.see(job)
+    return watch.completed_stats, error
 
 
 def _run_job(context: StepContext) -> tuple[JobStats | None, InnkeeperError | None]:
-    policy = MigrationPolicy.model_validate(context.operation.params["policy"])
+    policy = policy_of(context.operation.params)
     told = foretell(context, policy)
     # Reads the wishes of the outside too: a small guest is gone before the job's first look.
     context.progress(0.0, told["why"] if told["dirty_bytes_s"] is not None else "starting")
     job = context.host.hypervisor.migrate(context.instance.id, _request(context, policy))
     context.midway()
-    error = MigrationWatch(context, policy).see(job)
-    return job.completed_stats, error
+    watch = MigrationWatch(context, policy)
+    error = watch.see(job)
+    return watch.completed_stats, error
 
 
 def ensure_no_job(context: StepContext) -> None:
@@ -131,6 +184,8 @@ def _request(context: StepContext, policy: MigrationPolicy) -> MigrationRequest:
         migrate_disks=tuple(d.target for d in get_guest_disks(context)) if is_block else (),
         is_incremental=is_block,
         is_paused_arrival=policy.handover == Handover.SAFE,
+        post_copy=may_post_copy(context, policy),
+        parallel_connections=policy.parallel_connections,
         bandwidth_mib_s=policy.bandwidth_mib_s,
         auto_converge=policy.auto_converge,
         # The probe file has shown that both hosts see one directory, and the operator vouches for

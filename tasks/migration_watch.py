@@ -1,7 +1,10 @@
-"""Watches a running migration: shows it, judges each pass, and acts on what was decided."""
+"""Watches a running migration: shows it, judges each pass, heeds wishes, acts on decisions."""
 
 import time
 from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.orm import Session
 
 from innkeeper.errors import (
     Cancelled,
@@ -11,15 +14,33 @@ from innkeeper.errors import (
     MigrationTimeout,
 )
 from innkeeper.types import MigrationPolicy
-from models.migrations import append_decision
+from models.migrations import (
+    POST_COPY,
+    append_decision,
+    enter_post_copy,
+    extend_deadline,
+    set_migration,
+)
 from tasks.context import StepContext
-from tasks.convergence import Act, Course, Decision, Figures, Limits, decide
-from tasks.forecast import MIB, estimate_left_s
+from tasks.convergence import Act, Course, Decision, Figures, Limits, decide, list_downtimes_ms
+from tasks.forecast import MIB
+from tasks.migration_meter import Meter, read_figures
+from tasks.migration_policy import policy_of
+from tasks.post_copy import commit_post_copy, may_post_copy
 from virt.migration import MigrationJob
-from virt.views import JobStats
+from virt.views import JobStats, job_stats
+from virt.watch import GuestWatch
 
 WATCH_INTERVAL_S = 0.5
 ABORT_PATIENCE_S = 30.0
+# A migration's last event travels on its own; it may come a moment after the domain has gone.
+EVENT_GRACE_S = 1.0
+# What the hypervisor is told of a policy while it migrates.
+TOLD = ("bandwidth_mib_s", "max_downtime_ms")
+# The most that libvirt takes; 0 would mean none at all to some releases of QEMU.
+NO_CAP_MIB_S = (1 << 43) - 1
+# What the settling takes at most, beside the copying itself.
+SETTLING_S = 180.0
 
 
 class MigrationWatch:
@@ -27,20 +48,21 @@ class MigrationWatch:
 
     Args:
         context: the step.
-        policy: what the caller allows.
+        policy: what the job was begun with, or was told last.
     """
 
     def __init__(self, context: StepContext, policy: MigrationPolicy) -> None:
         self._context = context
         self._policy = policy
-        self._limits = Limits(policy.max_downtime_ms, policy.deadline_s, policy.on_timeout)
         self._started = time.monotonic()
-        self._fraction = 0.0
+        self._meter = Meter(context.instance.memory_mib * MIB)
         self._stop: InnkeeperError | None = None
-        self._course = Course()
-        if context.step.undo.get("paused"):
-            # An attempt before this one has paused the guest; its patience begins anew.
-            self._course = replace(self._course, paused_at_s=0.0)
+        # An attempt before this one may have paused the guest.
+        self._course = Course(is_paused=bool(context.step.undo.get("paused")))
+        self._phase: str | None = None
+        if context.operation.is_committed:
+            self._course = replace(self._course, is_post_copy=True)
+        self.completed_stats: JobStats | None = None
 
     def see(self, job: MigrationJob) -> InnkeeperError | None:
         """Wait for a job of this process; return why it failed, None when it did not.
@@ -58,6 +80,7 @@ class MigrationWatch:
                     "Libvirt did not end the migration job after it was aborted.",
                     {"host": self._context.host.name},
                 )
+        self.completed_stats = job.completed_stats
         return None if job.error is None else self._stop or job.error
 
     def see_adopted(self) -> InnkeeperError | None:
@@ -67,31 +90,121 @@ class MigrationWatch:
             while True:
                 view = hypervisor.find_domain(instance_id)
                 if view is None or hypervisor.find_migration_job(instance_id) is None:
+                    self._collect_stats(watch, EVENT_GRACE_S)
+                    return self._stop
+                if view.has_broken_post_copy:
                     return self._stop
                 self._look()
-                watch.wait(WATCH_INTERVAL_S)
+                self._collect_stats(watch, WATCH_INTERVAL_S)
+
+    def _collect_stats(self, watch: GuestWatch, timeout_s: float) -> None:
+        """Wait for the guest's next event; keep the final figures if it is the one with them."""
+        if self.completed_stats is not None:
+            return
+        event = watch.wait(timeout_s)
+        if event is not None and event.kind == "job_completed":
+            self.completed_stats = job_stats(event.params)
 
     def _look(self) -> InnkeeperError | None:
         """Look once; return why the job was aborted, None while it goes on."""
         if self._stop is not None:
             return self._stop
+        if self._course.is_post_copy:
+            return self._look_at_post_copy()
         try:
             self._context.checkpoint()
+            stats = self._find_stats()
+            figures = self._figures(stats)
+            self._show(stats)
         except (Cancelled, DeadlineExceeded) as exc:
             self._abort(exc)
             return exc
-        stats = self._find_stats()
-        figures = read_figures(stats, elapsed_s=time.monotonic() - self._started)
-        self._course, decision = decide(self._limits, self._course, figures)
+        if figures.iteration:
+            self._heed_changes()
+        self._course, decision = decide(self._limits(), self._course, figures)
         if decision is not None:
-            self._act(decision)
-        if self._stop is None and stats is not None:
-            self._show(stats, figures)
+            self._act(decision, figures)
         return self._stop
 
-    def _act(self, decision: Decision) -> None:
+    def _look_at_post_copy(self) -> InnkeeperError | None:
+        context = self._context
+        if not context.operation.is_committed:
+            view = context.host.hypervisor.find_domain(context.instance.id)
+            if view is not None and view.is_in_post_copy:
+                commit_post_copy(context)
+        context.assert_owned()
+        stats = self._find_stats()
+        if stats is not None:
+            stats = replace(stats, phase="postcopy")
+        try:
+            self._show(stats)
+        except (Cancelled, DeadlineExceeded) as exc:
+            # Too late: there is no way but on.
+            context.log.info("not stopped in post-copy", reason=str(exc))
+        self._heed_changes()
+        return None
+
+    def _limits(self) -> Limits:
+        policy = self._policy
+        return Limits(
+            policy.max_downtime_ms,
+            policy.deadline_s,
+            policy.on_timeout,
+            may_post_copy(self._context, policy),
+            self._context.force_complete_by,
+        )
+
+    def _figures(self, stats: JobStats | None) -> Figures:
+        return read_figures(stats, elapsed_s=time.monotonic() - self._started)
+
+    def _heed_changes(self) -> None:
+        """Tell the hypervisor what somebody has changed of the policy since it was told."""
+        context, wanted = self._context, policy_of(self._context.operation.params)
+        if wanted == self._policy:
+            return
+        hypervisor, instance_id = context.host.hypervisor, context.instance.id
+        origins = context.operation.params.get("policy_from") or {}
+        changed: dict[str, Any] = {}
+        said = []
+        for name in type(wanted).model_fields:
+            before, after = getattr(self._policy, name), getattr(wanted, name)
+            if before != after:
+                changed[name] = after
+                said.append(f"{name} is {after} instead of {before}, {origins.get(name)}")
+        try:
+            if "bandwidth_mib_s" in changed:
+                mib_s = wanted.bandwidth_mib_s or NO_CAP_MIB_S
+                if may_post_copy(context, wanted):
+                    hypervisor.set_bandwidth(instance_id, wanted.bandwidth_mib_s, post_copy=True)
+                hypervisor.set_bandwidth(instance_id, mib_s)
+            if "max_downtime_ms" in changed and not self._course.is_post_copy:
+                hypervisor.set_max_downtime(instance_id, wanted.max_downtime_ms)
+                last = len(list_downtimes_ms(wanted.max_downtime_ms)) - 1
+                self._course = replace(self._course, downtime_step=last)
+        except HypervisorUnavailable:
+            raise
+        except InnkeeperError as exc:
+            context.log.info("change not carried out", changed=changed, reason=str(exc))
+        if "bandwidth_mib_s" in changed and self._course.is_paused:
+            # What the rest takes is another question now.
+            self._course = replace(self._course, paused_until_s=None)
+        self._policy = wanted
+        told = {"act": "set", "why": "; ".join(said) + ".", "set": changed}
+        applied = {name: getattr(wanted, name) for name in TOLD}
+
+        def record(session: Session) -> None:
+            append_decision(session, context.operation.id, told)
+            set_migration(session, context.operation.id, applied=applied)
+
+        context.database.run(record)
+        context.note(str(told["why"]))
+
+    def _act(self, decision: Decision, figures: Figures) -> None:
         context = self._context
         instance_id, hypervisor = context.instance.id, context.host.hypervisor
+        if decision.act is Act.POST_COPY and not self._enter_post_copy(figures):
+            self._course = replace(self._course, is_post_copy=False)
+            return
         context.note(decision.why)
         told = {"act": decision.act.value, "why": decision.why}
         context.database.run(lambda session: append_decision(session, context.operation.id, told))
@@ -109,12 +222,29 @@ class MigrationWatch:
                 hypervisor.set_max_downtime(instance_id, decision.downtime_ms)
             elif decision.act is Act.PAUSE:
                 context.intend(paused=True)
+                takes_s = (self._course.paused_until_s or 0.0) - figures.elapsed_s + SETTLING_S
+                context.database.run(
+                    lambda session: extend_deadline(session, context.operation.id, takes_s=takes_s)
+                )
                 hypervisor.ensure_suspended(instance_id)
+            elif decision.act is Act.POST_COPY:
+                hypervisor.start_post_copy(instance_id)
         except HypervisorUnavailable:
             raise
         except InnkeeperError as exc:
             # It has ended in this moment, which is what was wanted.
             context.log.info("decision not carried out", act=told["act"], reason=str(exc))
+
+    def _enter_post_copy(self, figures: Figures) -> bool:
+        """Close the way back for everybody else; False when a cancel came first."""
+        rest_s = figures.remaining_bytes / figures.link_bytes_s if figures.link_bytes_s else 0.0
+        self._phase = POST_COPY
+        operation_id = self._context.operation.id
+        return self._context.database.run(
+            lambda session: enter_post_copy(
+                session, operation_id, takes_s=2 * rest_s + 2 * SETTLING_S
+            )
+        )
 
     def _abort(self, why: InnkeeperError) -> None:
         self._stop = why
@@ -126,18 +256,16 @@ class MigrationWatch:
         except InnkeeperError:
             return None
 
-    def _show(self, stats: JobStats, figures: Figures) -> None:
-        memory_bytes = stats.memory_total_bytes or self._context.instance.memory_mib * MIB
-        self._fraction = max(self._fraction, done_share(stats, memory_bytes))
-        left_s = estimate_left_s(
-            remaining_bytes=stats.memory_remaining_bytes,
-            link_bytes_s=figures.link_bytes_s,
-            dirty_bytes_s=figures.dirty_bytes_s,
-            max_downtime_ms=self._policy.max_downtime_ms,
-        )
-        self._context.progress(
-            self._fraction, describe(stats, left_s), **stats.to_json(), eta_s=left_s
-        )
+    def _show(self, stats: JobStats | None) -> None:
+        if stats is not None and stats.phase in ("disks", "memory") and stats.phase != self._phase:
+            self._phase = phase = stats.phase
+            operation_id = self._context.operation.id
+            self._context.database.run(
+                lambda session: set_migration(session, operation_id, phase=phase)
+            )
+        reading = self._meter.read(stats, max_downtime_ms=self._policy.max_downtime_ms)
+        figures = {} if stats is None else {**stats.to_json(), "eta_s": reading.eta_s}
+        self._context.progress(reading.fraction, reading.text, **figures)
 
 
 def abort(context: StepContext) -> None:
@@ -148,56 +276,3 @@ def abort(context: StepContext) -> None:
         raise
     except InnkeeperError as exc:
         context.log.info("abort refused", reason=str(exc))
-
-
-def read_figures(stats: JobStats | None, *, elapsed_s: float) -> Figures:
-    """Return what the schedule judges by; without figures only the time counts.
-
-    Args:
-        stats: what libvirt says now; None when it says nothing.
-        elapsed_s: since this attempt began; the job's own time, when longer, is the truth.
-    """
-    if stats is None:
-        return Figures(elapsed_s)
-    return Figures(
-        elapsed_s=max(elapsed_s, stats.time_elapsed_ms / 1000),
-        iteration=stats.memory_iteration,
-        remaining_bytes=stats.memory_remaining_bytes,
-        link_bytes_s=float(stats.memory_bytes_s),
-        dirty_bytes_s=float(stats.memory_dirty_bytes_s),
-        throttle_percent=stats.throttle_percent,
-    )
-
-
-def done_share(stats: JobStats, memory_bytes: int) -> float:
-    """Return how much of the guest is on the other side, 0…0.99.
-
-    Args:
-        stats: what libvirt says now.
-        memory_bytes: the guest's memory, which libvirt does not tell while it copies disks.
-    """
-    total = stats.disk_total_bytes + memory_bytes
-    moved = stats.disk_processed_bytes
-    if stats.memory_total_bytes:
-        moved += max(stats.memory_total_bytes - stats.memory_remaining_bytes, 0)
-    return min(moved / total, 0.99) if total else 0.0
-
-
-def describe(stats: JobStats, left_s: float | None) -> str:
-    """Return one line for people."""
-    if stats.phase == "disks":
-        done, total = stats.disk_processed_bytes / MIB, stats.disk_total_bytes / MIB
-        return f"disks: {done:.0f} of {total:.0f} MiB, {stats.disk_bytes_s / MIB:.0f} MiB/s"
-    if not stats.memory_total_bytes:
-        return "the destination gets ready"
-    text = (
-        f"memory, pass {stats.memory_iteration}: {stats.memory_remaining_bytes / MIB:.0f} of"
-        f" {stats.memory_total_bytes / MIB:.0f} MiB left, {stats.memory_bytes_s / MIB:.0f} MiB/s"
-    )
-    if stats.memory_dirty_bytes_s:
-        text += f", dirties {stats.memory_dirty_bytes_s / MIB:.0f} MiB/s"
-    if stats.throttle_percent:
-        text += f", slowed by {stats.throttle_percent} %"
-    if left_s is not None:
-        return f"{text}, about {left_s:.0f} s more"
-    return f"{text}, will not converge so" if stats.memory_iteration > 1 else text

@@ -16,6 +16,7 @@ from models import cached_images, event_feed, hosts, operations, queries, server
 from models.queries import find_schema_revision
 from tasks.drain_hosts import open_host
 from tasks.drain_plan import plan_drain
+from tasks.migration_steering import change_migration, force_complete_migration
 
 Answer = dict[str, Any] | list[dict[str, Any]]
 MOST_EVENTS = 1000
@@ -273,6 +274,8 @@ QUERIES: dict[str, Callable[..., Answer]] = {
     "innkeeper.group.list": list_groups,
     "innkeeper.image.list": list_images,
     "innkeeper.event.list": list_events,
+    "innkeeper.migration.set": change_migration,
+    "innkeeper.migration.force_complete": force_complete_migration,
     "innkeeper.operation.show": show_operation,
     "innkeeper.operation.list": list_operations,
     "innkeeper.operation.cancel": cancel_operation,

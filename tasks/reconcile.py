@@ -17,6 +17,8 @@ arrival the destination never runs by itself, so the source's own look decides.
     paused by the migration     paused, absent or off    remove the destination, resume the source
     running                     paused, absent or off    remove the destination; rolled back
     running                     running                  unknown: nothing is done
+    in post-copy                off                      commit: it died there, with its memory
+    in post-copy                anything else            unknown: each has a part of the memory
 
 A guest has *left* when libvirt itself says that the migration took it: the domain is undefined,
 or shut off with the reason «migrated». A source whose libvirtd dies while it lets the guest go is
@@ -41,13 +43,15 @@ class Verdict(StrEnum):
 class Look:
     """One host's domain: its power state (None: no such domain), whether a job is active.
 
-    ``has_left`` is only ever true of a source, ``has_arrived`` of a destination.
+    ``has_left`` and ``is_in_post_copy`` are only ever true of a source, ``has_arrived`` of a
+    destination.
     """
 
     power_state: PowerState | None
     has_job: bool = False
     has_left: bool = False
     has_arrived: bool = False
+    is_in_post_copy: bool = False
 
     @property
     def is_off(self) -> bool:
@@ -61,6 +65,7 @@ class Look:
             "has_job": self.has_job,
             "has_left": self.has_left,
             "has_arrived": self.has_arrived,
+            "is_in_post_copy": self.is_in_post_copy,
         }
 
     @classmethod
@@ -73,11 +78,15 @@ class Look:
             bool(wire.get("has_job")),
             bool(wire.get("has_left")),
             bool(wire.get("has_arrived")),
+            bool(wire.get("is_in_post_copy")),
         )
 
 
 def decide(src: Look, dst: Look) -> Verdict:
     """Decide a migration by what both hosts show; no job may be active any more."""
+    if src.is_in_post_copy:
+        died = dst.power_state in (PowerState.SHUTDOWN, PowerState.CRASHED)
+        return Verdict.COMMIT if died else Verdict.UNKNOWN
     if src.has_job or dst.has_job:
         return Verdict.UNKNOWN
     if src.has_left:

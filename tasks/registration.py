@@ -108,7 +108,13 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
         parts = engine()
         task_id = UUID(self.request.id)
         envelope = Envelope(
-            task_id, idempotency_key, requested_by, reason, call, tls_rule=parts.tls_rule
+            task_id,
+            idempotency_key,
+            requested_by,
+            reason,
+            call,
+            tls_rule=parts.tls_rule,
+            migration_defaults=parts.migration_defaults,
         )
 
         def opened_and_accepted(

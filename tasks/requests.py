@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -27,6 +27,7 @@ from innkeeper.sealing import without_sealing
 from innkeeper.states import LIVE_OPERATION_STATES, InstanceState
 from innkeeper.types import (
     InstanceSpec,
+    MigrationDefaults,
     MigrationPolicy,
     RebootPolicy,
     Request,
@@ -57,6 +58,7 @@ from tasks.disk_plan import plan_disks, size_gib
 from tasks.drain_hosts import get_host_by_name, refuse_silent
 from tasks.failed_check import failure
 from tasks.guest_domain import refuse_impossible
+from tasks.migration_policy import ResolvedPolicy, resolve
 from tasks.placement import Refusal
 from tasks.prewarm import choose_hosts
 from tasks.tls_rule import TlsRule, decide_tls
@@ -83,6 +85,7 @@ class Envelope:
         tls_rule: the setting by which a migration's wish for TLS is judged.
         call: tells one call with a key from the next one with the same key.
         parent_id: the operation that asks for this one as a part of itself.
+        migration_defaults: what this worker's settings say of migrations.
     """
 
     operation_id: UUID
@@ -92,6 +95,7 @@ class Envelope:
     call: str = ""
     tls_rule: TlsRule = TlsRule.ALLOWED
     parent_id: UUID | None = None
+    migration_defaults: MigrationDefaults = field(default_factory=MigrationDefaults)
 
 
 Accept = Callable[[Session, Envelope, dict[str, Any]], UUID | None]
@@ -247,11 +251,14 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
     """Take on a live migration: choose the destination and claim there.
 
     Raises:
-        NotFound, Busy, StateConflict, PrecheckFailed, NoHostFits: nothing was written.
+        InvalidRequest, NotFound, Busy, StateConflict, PrecheckFailed, NoHostFits: nothing was
+            written.
     """
-    policy = parse_request(MigrationPolicy, fields.get("policy") or {})
-    decide_tls(envelope.tls_rule, policy.tls)
+    asked = parse_request(MigrationPolicy, fields.get("policy") or {})
     instance = get_instance_by_reference(session, _reference(fields))
+    resolved = _resolve(asked, instance, envelope)
+    policy = resolved.policy
+    decide_tls(envelope.tls_rule, policy.tls)
     src = instance.host
     if src is None:
         raise StateConflict(
@@ -272,7 +279,7 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
         envelope,
         "live_migrate",
         fields,
-        {"policy": policy.model_dump(mode="json")},
+        resolved.to_params(),
         deadline_s=policy.deadline_s + MIGRATE_MARGIN_S,
         src_host=src,
     )
@@ -301,15 +308,24 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
     )
 
 
+def _resolve(asked: MigrationPolicy, instance: Instance, envelope: Envelope) -> ResolvedPolicy:
+    return resolve(
+        asked,
+        instance=MigrationDefaults.model_validate(instance.spec.get("migration") or {}),
+        settings=envelope.migration_defaults,
+    )
+
+
 def accept_check_migration(session: Session, envelope: Envelope, fields: dict[str, Any]) -> None:
     """Take on the checks of a live migration: nothing is taken, claimed or moved.
 
     Raises:
         NotFound, StateConflict: nothing was written.
     """
-    policy = parse_request(MigrationPolicy, fields.get("policy") or {})
-    decide_tls(envelope.tls_rule, policy.tls)
+    asked = parse_request(MigrationPolicy, fields.get("policy") or {})
     instance = get_instance_by_reference(session, _reference(fields))
+    policy = _resolve(asked, instance, envelope).policy
+    decide_tls(envelope.tls_rule, policy.tls)
     if instance.host is None:
         raise StateConflict(
             f"Instance {instance.name} is not on any host.",

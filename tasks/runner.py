@@ -147,6 +147,7 @@ def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
             keyring=engine.keyring,
             ring=engine.bells.ring,
             fencing_hook=engine.fencing_hook,
+            migration_defaults=engine.migration_defaults,
         )
         try:
             _refuse_if_hopeless(claim)

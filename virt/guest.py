@@ -288,9 +288,15 @@ def set_max_downtime(conn: Any, instance_id: UUID, downtime_ms: int) -> None:
     lookup(conn, instance_id).migrateSetMaxDowntime(downtime_ms, 0)
 
 
-def set_bandwidth(conn: Any, instance_id: UUID, mib_s: int) -> None:
-    """Set the cap of a running migration."""
-    lookup(conn, instance_id).migrateSetMaxSpeed(mib_s, 0)
+def set_bandwidth(conn: Any, instance_id: UUID, mib_s: int, *, post_copy: bool) -> None:
+    """Set the cap of a running migration, before or in its post-copy."""
+    flags = libvirt.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY if post_copy else 0
+    lookup(conn, instance_id).migrateSetMaxSpeed(mib_s, flags)
+
+
+def start_post_copy(conn: Any, instance_id: UUID) -> None:
+    """Let the guest go on at the destination; there is no way back."""
+    lookup(conn, instance_id).migrateStartPostCopy(0)
 
 
 def compare_cpu(

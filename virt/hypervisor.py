@@ -524,12 +524,21 @@ class Hypervisor:
             instance_id,
         )
 
-    def set_bandwidth(self, instance_id: UUID, mib_s: int) -> None:
-        """Set a running migration's cap in MiB/s."""
+    def set_bandwidth(self, instance_id: UUID, mib_s: int, *, post_copy: bool = False) -> None:
+        """Set a running migration's cap in MiB/s; that of its post-copy is another one."""
         self._control(
             "set the migration's bandwidth",
-            lambda conn: guest.set_bandwidth(conn, instance_id, mib_s),
+            lambda conn: guest.set_bandwidth(conn, instance_id, mib_s, post_copy=post_copy),
             instance_id,
+        )
+
+    def start_post_copy(self, instance_id: UUID) -> None:
+        """Let a migrating guest go on at the destination now; its memory follows.
+
+        Only a migration that was begun with ``post_copy`` can. There is no way back.
+        """
+        self._control(
+            "start post-copy", lambda conn: guest.start_post_copy(conn, instance_id), instance_id
         )
 
     def _control(self, what: str, act: Callable[[Any], T], instance_id: UUID | None = None) -> T:

@@ -49,6 +49,10 @@ class MigrationRequest:
         listen_address: where the destination's QEMU listens; None for what its qemu.conf says.
         tls_name: QEMU's TLS for memory and disks, with a destination whose certificate bears this
             name or address; None for plaintext.
+        post_copy: the guest may be started on the destination before all its memory is there;
+            excludes a paused arrival.
+        is_resumed_post_copy: a post-copy that broke off is taken up again, on a new connection.
+        parallel_connections: TCP connections that carry the memory side by side.
     """
 
     dst_uri: str
@@ -65,6 +69,9 @@ class MigrationRequest:
     disks_uri: str | None = None
     listen_address: str | None = None
     tls_name: str | None = None
+    post_copy: bool = False
+    is_resumed_post_copy: bool = False
+    parallel_connections: int = 1
 
 
 def migration_flags(request: MigrationRequest) -> int:
@@ -91,6 +98,12 @@ def migration_flags(request: MigrationRequest) -> int:
         flags |= libvirt.VIR_MIGRATE_UNSAFE
     if request.tls_name is not None:
         flags |= libvirt.VIR_MIGRATE_TLS
+    if request.post_copy:
+        flags |= libvirt.VIR_MIGRATE_POSTCOPY
+    if request.is_resumed_post_copy:
+        flags |= libvirt.VIR_MIGRATE_POSTCOPY_RESUME
+    if request.parallel_connections > 1:
+        flags |= libvirt.VIR_MIGRATE_PARALLEL
     return int(flags)
 
 
@@ -112,6 +125,10 @@ def migration_params(request: MigrationRequest) -> dict[str, Any]:
         params[libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION] = request.tls_name
     if request.bandwidth_mib_s:
         params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = request.bandwidth_mib_s
+        if request.post_copy:
+            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = request.bandwidth_mib_s
+    if request.parallel_connections > 1:
+        params[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = request.parallel_connections
     return params
 
 
@@ -203,7 +220,7 @@ class MigrationJob:
 
     def _call(self, handle: Any) -> None:
         domain = lookup(handle, self.instance_id)
-        if self.request.max_downtime_ms is not None:
+        if self.request.max_downtime_ms is not None and not self.request.is_resumed_post_copy:
             domain.migrateSetMaxDowntime(self.request.max_downtime_ms, 0)
         domain.migrateToURI3(
             self.request.dst_uri, migration_params(self.request), migration_flags(self.request)

@@ -11,8 +11,9 @@ STATE_RUNNING, STATE_BLOCKED, STATE_PAUSED = 1, 2, 3
 STATE_SHUTDOWN, STATE_SHUTOFF, STATE_CRASHED, STATE_PMSUSPENDED = 4, 5, 6, 7
 
 PAUSED_USER, PAUSED_MIGRATION, PAUSED_STARTING_UP, PAUSED_POSTCOPY_FAILED = 1, 2, 11, 13
-PAUSED_IO_ERROR = 5
+PAUSED_IO_ERROR, PAUSED_POSTCOPY = 5, 12
 RUNNING_MIGRATED, RUNNING_MIGRATION_CANCELED = 2, 6
+RUNNING_POSTCOPY, RUNNING_POSTCOPY_FAILED = 10, 11
 SHUTOFF_CRASHED, SHUTOFF_MIGRATED = 3, 4
 
 _POWER = {
@@ -77,6 +78,27 @@ class DomainView:
             and self.reason == PAUSED_USER
             and self.is_persistent
             and not self.has_job
+        )
+
+    @property
+    def is_in_post_copy(self) -> bool:
+        """True while one half of the guest's memory is here and the other elsewhere.
+
+        Neither half may be ended, and the source's never be resumed.
+        """
+        if self.state == STATE_PAUSED:
+            return self.reason in (PAUSED_POSTCOPY, PAUSED_POSTCOPY_FAILED)
+        return self.state == STATE_RUNNING and self.reason in (
+            RUNNING_POSTCOPY,
+            RUNNING_POSTCOPY_FAILED,
+        )
+
+    @property
+    def has_broken_post_copy(self) -> bool:
+        """True when the connection broke on the way; it can be taken up again."""
+        return (self.state, self.reason) in (
+            (STATE_PAUSED, PAUSED_POSTCOPY_FAILED),
+            (STATE_RUNNING, RUNNING_POSTCOPY_FAILED),
         )
 
     @property

@@ -62,6 +62,7 @@ def build_engine(
         fencing_hook=FencingHook(settings.fencing_hook, settings.fencing_timeout_s)
         if settings.fencing_hook
         else None,
+        migration_defaults=settings.migration_defaults,
     )
     register_everything(app, lambda: engine)
     return app, engine

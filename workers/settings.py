@@ -15,7 +15,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from innkeeper.event_types import DEFAULT_STREAM
+from innkeeper.migration_types import (
+    BandwidthMibS,
+    Connections,
+    DeadlineS,
+    DowntimeMs,
+    MigrationDefaults,
+    OnTimeout,
+)
 from innkeeper.remote_source import parse_remote_source
+from innkeeper.states import Handover
 from tasks.fencing_hook import check_command
 from tasks.tls_rule import TlsRule
 
@@ -234,6 +243,35 @@ class Settings(BaseModel):
     event_max_age_s: Annotated[
         float, Field(ge=0, description="Events older than this are removed; 0 for never")
     ] = 2_592_000.0
+    migration_max_downtime_ms: Annotated[
+        DowntimeMs | None,
+        Field(description="Longest pause at a switch-over, ms, where nobody says otherwise"),
+    ] = None
+    migration_deadline_s: Annotated[
+        DeadlineS | None,
+        Field(description="Time of a whole migration, seconds, where nobody says otherwise"),
+    ] = None
+    migration_on_timeout: Annotated[
+        OnTimeout | None,
+        Field(description="What becomes of a migration at its deadline"),
+    ] = None
+    migration_bandwidth_mib_s: Annotated[
+        BandwidthMibS | None,
+        Field(description="Cap of a migration, MiB/s; 0 for none"),
+    ] = None
+    migration_auto_converge: Annotated[
+        bool | None, Field(description="Whether QEMU may slow guests so that they get across")
+    ] = None
+    migration_post_copy: Annotated[
+        bool | None,
+        Field(description="Whether guests may go on before all their memory has crossed"),
+    ] = None
+    migration_parallel_connections: Annotated[
+        Connections | None, Field(description="TCP connections that carry memory side by side")
+    ] = None
+    migration_handover: Annotated[
+        Handover | None, Field(description="Who starts a migrated guest: safe or fast")
+    ] = None
     prepared_statements: Annotated[
         bool, Field(description="Keep query plans; false behind a PgBouncer older than 1.21")
     ] = True
@@ -246,6 +284,15 @@ class Settings(BaseModel):
     ready_file: Annotated[
         Path | None, Field(description="File that is touched once the worker consumes")
     ] = None
+
+    @property
+    def migration_defaults(self) -> MigrationDefaults:
+        """What holds for migrations where neither the request nor the guest says anything."""
+        names = MigrationDefaults.model_fields
+        given = {name: getattr(self, f"migration_{name}") for name in names if name != "tls"}
+        # The other rules leave it to the request.
+        given["tls"] = True if self.migration_tls is TlsRule.REQUIRED else None
+        return MigrationDefaults(**{k: v for k, v in given.items() if v is not None})
 
 
 class SettingsError(Exception):

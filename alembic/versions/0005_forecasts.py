@@ -253,6 +253,10 @@ def upgrade() -> None:
         sa.Column("decisions", json, server_default=sa.text("'[]'"), nullable=False),
     )
     op.add_column(
+        "migrations", sa.Column("applied", json, server_default=sa.text("'{}'"), nullable=False)
+    )
+    op.add_column("operations", sa.Column("force_complete_by", sa.String(), nullable=True))
+    op.add_column(
         "operations",
         sa.Column(
             "parent_id",
@@ -320,5 +324,7 @@ def downgrade() -> None:
     op.drop_table("fencings")
     op.drop_index("ix_operations_parent_id", "operations")
     op.drop_column("operations", "parent_id")
+    op.drop_column("operations", "force_complete_by")
+    op.drop_column("migrations", "applied")
     op.drop_column("migrations", "decisions")
     op.drop_column("migrations", "forecast")

@@ -9,6 +9,7 @@ from tasks.migration_checks import storage
 from tasks.migration_checks.check import Check
 from tasks.migration_checks.clock import check_clock
 from tasks.migration_checks.move import Move
+from tasks.migration_checks.parallel import check_parallel
 from tasks.migration_checks.versions import check_versions
 from virt.links import find_bridge_problem
 
@@ -120,6 +121,7 @@ def check_memory(move: Move) -> Iterator[Failure]:
 
 CHECKS_ON_DESTINATION = (
     Check("hypervisor", check_versions),
+    Check("parallel", check_parallel),
     Check("clock", check_clock),
     Check("name_taken", check_names),
     Check("cpu", check_cpu),

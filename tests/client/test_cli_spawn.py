@@ -78,9 +78,11 @@ def test_every_flag_arrives_as_its_field(sent: Sent) -> None:
         *("--nic", "bridge=br2,address=10.0.1.5/24,address=10.0.1.6/24,gateway=10.0.1.1"),
         *("--group", "shop:anti-affinity", "--wait", "cloud_init"),
         *("--metadata", "a=b=c", "--metadata", "d="),
+        *("--migration", "max_downtime_ms=150,post_copy=true"),
     )
     assert spec == {
         "name": "vm-1",
+        "migration": {"max_downtime_ms": 150, "post_copy": True},
         "image": "https://images.example/noble.raw",
         "image_format": "raw",
         "sha256": "0" * 64,

@@ -1,6 +1,17 @@
 """The schedule of a migration that does not converge, decision by decision."""
 
-from tasks.convergence import Act, Course, Decision, Figures, Limits, decide, list_downtimes_ms
+import pytest
+
+from tasks.convergence import (
+    Act,
+    Course,
+    Decision,
+    Figures,
+    Limits,
+    OnTimeout,
+    decide,
+    list_downtimes_ms,
+)
 from tasks.forecast import MIB
 
 LIMITS = Limits(max_downtime_ms=400, deadline_s=60, on_timeout="abort")
@@ -88,3 +99,80 @@ def test_the_pauses_grow_and_end_at_the_limit() -> None:
     assert list_downtimes_ms(400) == (100, 200, 400)
     assert list_downtimes_ms(40) == (20, 40)
     assert list_downtimes_ms(1) == (1,)
+
+
+POSSIBLE = Limits(max_downtime_ms=400, deadline_s=60, on_timeout="abort", may_post_copy=True)
+
+
+def test_post_copy_comes_when_longer_pauses_have_not_helped() -> None:
+    acts = [decision.act for decision in passes(9, 9, 9, 9, 9, 9, limits=POSSIBLE)]
+    assert acts == [Act.RAISE_DOWNTIME] * 2 + [Act.POST_COPY]
+
+
+def test_and_only_after_slowing_down_has_had_its_chance() -> None:
+    decided = passes(9, 9, 9, 9, 9, 9, 9, limits=POSSIBLE, throttle_percent=30)
+    assert [decision.act for decision in decided] == (
+        [Act.RAISE_DOWNTIME] * 2 + [Act.NOTE_THROTTLE] * 2 + [Act.POST_COPY]
+    )
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "may_post_copy", "iteration", "act"),
+    [
+        ("abort", False, 3, Act.ABORT),
+        ("abort", True, 3, Act.ABORT),
+        ("pause", False, 3, Act.PAUSE),
+        ("pause", True, 3, Act.PAUSE),
+        ("post_copy", True, 3, Act.POST_COPY),
+        # While disks are copied there is no memory to follow.
+        ("post_copy", True, 0, Act.ABORT),
+        # A guest that was paused before cannot; its migration is begun without it.
+        ("post_copy", False, 3, Act.ABORT),
+    ],
+)
+def test_at_the_deadline_the_caller_has_the_word(
+    on_timeout: OnTimeout, may_post_copy: bool, iteration: int, act: Act
+) -> None:
+    limits = Limits(400, 60, on_timeout, may_post_copy)
+    _, decision = decide(limits, Course(), Figures(elapsed_s=60, iteration=iteration))
+    assert decision is not None
+    assert decision.act is act
+
+
+@pytest.mark.parametrize(("may_post_copy", "act"), [(False, Act.PAUSE), (True, Act.POST_COPY)])
+def test_somebody_who_wants_it_over_gets_it_once_memory_flows(
+    may_post_copy: bool, act: Act
+) -> None:
+    limits = Limits(400, 60, "abort", may_post_copy, ended_by="eve")
+    course, decision = decide(limits, Course(), Figures(elapsed_s=1, iteration=0))
+    assert decision is None
+    course, decision = decide(limits, course, Figures(elapsed_s=2, iteration=1))
+    assert decision is not None
+    assert (decision.act, "eve" in decision.why) == (act, True)
+    assert decide(limits, course, Figures(elapsed_s=3, iteration=1))[1] is None
+
+
+def test_nothing_is_decided_in_post_copy_however_late_it_is() -> None:
+    beyond = Course(is_post_copy=True)
+    assert decide(POSSIBLE, beyond, Figures(elapsed_s=9999, iteration=9)) == (beyond, None)
+
+
+def test_the_patience_with_a_paused_guest_is_not_cut_short_while_the_rest_shrinks() -> None:
+    limits = Limits(400, 60, "pause")
+    course = Course(iteration=9)
+    for elapsed_s in range(60, 159):
+        left = max(600 - 10 * (elapsed_s - 60), 10) * MIB
+        figures = Figures(float(elapsed_s), 9, left, link_bytes_s=10 * MIB)
+        course, decision = decide(limits, course, figures)
+        assert decision is None or decision.act is Act.PAUSE
+
+
+def test_who_finds_the_guest_paused_begins_the_patience_anew() -> None:
+    limits = Limits(400, 60, "pause")
+    found = Course(is_paused=True)
+    course, decision = decide(limits, found, Figures(500, 9, 10 * MIB, link_bytes_s=10 * MIB))
+    assert decision is None
+    assert decide(limits, course, Figures(529, 9, MIB, link_bytes_s=MIB))[1] is None
+    late = decide(limits, course, Figures(531, 9, MIB, link_bytes_s=MIB))[1]
+    assert late is not None
+    assert late.act is Act.ABORT

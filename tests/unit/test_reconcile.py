@@ -50,6 +50,17 @@ def test_a_guest_that_arrived_whole_is_kept_when_its_source_is_off() -> None:
 
 
 @pytest.mark.parametrize("dst", STATES)
+def test_half_a_guest_is_never_ended_nor_resumed_for_what_the_other_side_shows(
+    dst: Power | None,
+) -> None:
+    half = Look(Power.PAUSED, is_in_post_copy=True)
+
+    died = dst in (Power.SHUTDOWN, Power.CRASHED)
+    assert decide(half, Look(dst)) is (Verdict.COMMIT if died else Verdict.UNKNOWN)
+    assert Look.from_wire(half.to_wire()) == half
+
+
+@pytest.mark.parametrize("dst", STATES)
 def test_once_the_guest_has_left_nothing_leads_back(dst: Power | None) -> None:
     assert decide(LEFT, Look(dst)) is not Verdict.ROLL_BACK
     assert decide(MIGRATED, Look(dst)) is not Verdict.ROLL_BACK

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.lab
 
 MIB = 2**20
 LINK_MIB_S = 6
-DIRTY_MIB_S, DIRTY_MIB = 30, 40
+DIRTY_MIB_S, DIRTY_MIB = 30, 20
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_guest_that_does_not_converge_is_left_where_it_is(
 ) -> None:
     a, b = lab.hosts[:2]
     operation = client.migrate(
-        busy_guest, dst=b, bandwidth_mib_s=LINK_MIB_S, deadline_s=60, auto_converge=False
+        busy_guest, dst=b, bandwidth_mib_s=LINK_MIB_S, deadline_s=30, auto_converge=False
     )
 
     with pytest.raises(MigrationTimeout, match="the link carries"):
@@ -72,7 +72,7 @@ def test_or_is_paused_so_that_the_rest_crosses(
         busy_guest,
         dst=b,
         bandwidth_mib_s=LINK_MIB_S,
-        deadline_s=45,
+        deadline_s=15,
         auto_converge=False,
         on_timeout="pause",
     )

@@ -32,6 +32,7 @@ from innkeeper.types import (
     HostView,
     InstanceSpec,
     InstanceView,
+    MigrationChange,
     MigrationPolicy,
     OperationView,
     RebootPolicy,
@@ -169,6 +170,49 @@ class Innkeeper:
         asked = requests.merged(MigrationPolicy, policy, fields)
         asker = self._asker(reason, idempotency_key)
         return self._send(requests.check_migration(instance, asked, asker))
+
+    def migrate_set(
+        self,
+        target: str | UUID,
+        changes: MigrationChange | Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> OperationView:
+        """Change the policy of a migration that waits or runs; its host follows within a second.
+
+        Args:
+            target: the guest's name or UUID, or the operation's id.
+            changes: what to change; its fields may be given one by one.
+            **fields: of ``MigrationChange``.
+
+        Raises:
+            InvalidRequest: when the policy would contradict itself.
+            NotFound: when the guest is not being migrated.
+            StateConflict: when it is too late for that.
+        """
+        asked = requests.merged(MigrationChange, changes, fields)
+        kwargs = {
+            "target": requests.instance_reference(target),
+            "changes": asked.model_dump(mode="json", exclude_none=True),
+            "requested_by": self.requested_by,
+        }
+        return OperationView.model_validate(self._transport.ask(contract.MIGRATION_SET, kwargs))
+
+    def migrate_force_complete(self, target: str | UUID) -> OperationView:
+        """Have a running migration end now: by post-copy where it is allowed, else by a pause.
+
+        Args:
+            target: the guest's name or UUID, or the operation's id.
+
+        Raises:
+            NotFound: when the guest is not being migrated.
+            StateConflict: when nothing is being copied yet, or it ends by itself.
+        """
+        kwargs = {
+            "target": requests.instance_reference(target),
+            "requested_by": self.requested_by,
+        }
+        answer = self._transport.ask(contract.MIGRATION_FORCE_COMPLETE, kwargs)
+        return OperationView.model_validate(answer)
 
     def start(
         self,

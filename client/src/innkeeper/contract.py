@@ -53,6 +53,8 @@ HOST_UNDRAIN: Final = "innkeeper.host.undrain"
 GROUP_LIST: Final = "innkeeper.group.list"
 IMAGE_LIST: Final = "innkeeper.image.list"
 EVENT_LIST: Final = "innkeeper.event.list"
+MIGRATION_SET: Final = "innkeeper.migration.set"
+MIGRATION_FORCE_COMPLETE: Final = "innkeeper.migration.force_complete"
 OPERATION_SHOW: Final = "innkeeper.operation.show"
 OPERATION_LIST: Final = "innkeeper.operation.list"
 OPERATION_CANCEL: Final = "innkeeper.operation.cancel"
@@ -72,6 +74,8 @@ QUERY_TASKS: Final = frozenset(
         GROUP_LIST,
         IMAGE_LIST,
         EVENT_LIST,
+        MIGRATION_SET,
+        MIGRATION_FORCE_COMPLETE,
         OPERATION_SHOW,
         OPERATION_LIST,
         OPERATION_CANCEL,

@@ -20,6 +20,7 @@ from innkeeper.guest_parts import (
     XmlText,
 )
 from innkeeper.messages import HostName, Name, PoolName, Request, Sha256, Sha512
+from innkeeper.migration_types import MigrationDefaults
 from innkeeper.remote_source import parse_remote_source
 from innkeeper.states import BootStage
 
@@ -57,6 +58,7 @@ class InstanceSpec(Request):
         hardware: the machine that the guest sees.
         data: what the guest is told.
         power_policy: what to do when the guest goes off by itself.
+        migration: what holds for this guest's migrations where a request says nothing.
         metadata: free text for the owner's use; at most 64 entries.
     """
 
@@ -84,6 +86,7 @@ class InstanceSpec(Request):
     hardware: Hardware = Hardware()
     data: GuestData = GuestData()
     power_policy: Literal["sync", "stop", "restart", "alert"] = "stop"
+    migration: MigrationDefaults = MigrationDefaults()
     metadata: Annotated[dict[XmlText, XmlText], Field(max_length=64)] = Field(default_factory=dict)
 
     @property

@@ -13,8 +13,9 @@ from pydantic import Field, ValidationError
 
 from innkeeper.errors import InvalidRequest
 from innkeeper.guest_spec import InstanceSpec
-from innkeeper.messages import HostName, Request, View
-from innkeeper.states import BootStage, Handover, InstanceState, OperationState, PowerState, Storage
+from innkeeper.messages import Request, View
+from innkeeper.migration_types import MigrationChange, MigrationDefaults, MigrationPolicy
+from innkeeper.states import BootStage, InstanceState, OperationState, PowerState
 
 __all__ = [
     "CheckOutcome",
@@ -25,6 +26,8 @@ __all__ = [
     "InstanceSpec",
     "InstanceView",
     "MigrationCheck",
+    "MigrationChange",
+    "MigrationDefaults",
     "MigrationPolicy",
     "OperationView",
     "PartView",
@@ -38,37 +41,6 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound=Request)
-
-
-class MigrationPolicy(Request):
-    """How a live migration may proceed.
-
-    Args:
-        dst: the destination; None lets the scheduler choose.
-        storage: what to do with the disks; ``auto`` decides by a probe file.
-        handover: see ``Handover``.
-        max_downtime_ms: the longest pause at the switch-over QEMU may plan for.
-        deadline_s: the whole migration's time.
-        on_timeout: at the deadline, ``abort`` leaves the guest where it is; ``pause`` holds it
-            still so that the rest crosses, however long that takes within reason.
-        bandwidth_mib_s: cap of the link; 0 for none.
-        auto_converge: whether QEMU may throttle the guest so that the migration ends.
-        tls: encrypt memory and disks on their way; None leaves it to the setting migration_tls,
-            which may also forbid either.
-        may_split_group: whether a guest of an affinity group may leave the others' host; they are
-            expected to follow. An anti-affinity group is always obeyed.
-    """
-
-    dst: HostName | None = None
-    storage: Storage = Storage.AUTO
-    handover: Handover = Handover.SAFE
-    max_downtime_ms: Annotated[int, Field(ge=1, le=2_000_000)] = 300
-    deadline_s: Annotated[float, Field(gt=0, le=86400)] = 3600
-    on_timeout: Literal["abort", "pause"] = "abort"
-    bandwidth_mib_s: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    auto_converge: bool = True
-    tls: bool | None = None
-    may_split_group: bool = False
 
 
 class StopPolicy(Request):
@@ -182,12 +154,31 @@ class PartView(View):
     error: dict[str, Any] | None = None
 
 
+class MigrationView(View):
+    """A migration's facts beside its operation's.
+
+    ``policy`` tells of each field ``{value, from}``: the request, the instance, the settings, the
+    default, or who changed it since. ``decisions`` are those taken while it ran, with figures.
+    """
+
+    phase: str
+    outcome: str | None = None
+    storage: str | None = None
+    policy: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    force_complete_requested: bool = False
+    forecast: dict[str, Any] | None = None
+    decisions: list[dict[str, Any]] = Field(default_factory=list)
+    total_ms: float | None = None
+    downtime_ms: float | None = None
+    stats: dict[str, Any] = Field(default_factory=dict)
+
+
 class OperationView(View):
     """An operation and, in ``steps``, its timeline.
 
     ``refusals`` tells for each host that was not taken ``{host, code, message}``; ``parent_id`` is
-    the operation that this one is a part of, and ``parts`` are its own, told where one operation is
-    asked for.
+    the operation that this one is a part of, and ``parts`` are its own; ``parts`` and
+    ``migration`` are told where one operation is asked for, and not in lists.
     """
 
     id: UUID
@@ -210,6 +201,7 @@ class OperationView(View):
     finished_at: datetime | None = None
     deadline_at: datetime | None = None
     owes_since: datetime | None = None
+    migration: MigrationView | None = None
     steps: list[StepView] = Field(default_factory=list)
     parts: list[PartView] = Field(default_factory=list)
 

@@ -16,6 +16,7 @@ from innkeeper.cli import (
     inventory,
     operations,
     sealing,
+    steering,
     verbs,
 )
 from innkeeper.cli.follow import Detached
@@ -39,6 +40,7 @@ images.register(app)
 evacuation.register(app)
 operations.register(app)
 events.register(app)
+steering.register(app)
 sealing.register(app)
 doctor.register(app)
 

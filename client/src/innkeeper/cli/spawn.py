@@ -72,6 +72,7 @@ FLAG_OF = {
     "host": "--host",
     "group": "--group",
     "power_policy": "--power-policy",
+    "migration": "--migration",
     "metadata": "--metadata",
 }
 
@@ -221,6 +222,12 @@ def spawn(
     power_policy: Annotated[
         PowerPolicy | None, typer.Option(help="What to do when the guest goes off. Default: stop.")
     ] = None,
+    migration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=…", help="For its migrations: max_downtime_ms=150,on_timeout=pause."
+        ),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Free text. Repeatable.")
     ] = None,
@@ -271,6 +278,7 @@ def spawn(
         host=host,
         group=flags.parse_group(group) if group else None,
         power_policy=power_policy,
+        migration=flags.parse_migration(migration) if migration else None,
         metadata=flags.parse_metadata(metadata) if metadata else None,
     )
     with Innkeeper() as inn:

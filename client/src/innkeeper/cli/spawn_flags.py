@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from innkeeper.errors import InvalidRequest
+from innkeeper.migration_types import MigrationDefaults
 
 DISK_KEYS = {
     "kind": "kind",
@@ -79,6 +80,11 @@ def parse_nic(text: str) -> dict[str, Any]:
 def parse_topology(text: str) -> dict[str, Any]:
     """Parse ``sockets=1,cores=2,threads=2``."""
     return _pairs("--topology", text, TOPOLOGY_KEYS)
+
+
+def parse_migration(text: str) -> dict[str, Any]:
+    """Parse ``max_downtime_ms=150,on_timeout=pause``."""
+    return _pairs("--migration", text, {name: name for name in MigrationDefaults.model_fields})
 
 
 def parse_group(text: str) -> dict[str, Any]:

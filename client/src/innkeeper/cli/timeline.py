@@ -23,6 +23,8 @@ def print_timeline(view: OperationView) -> None:
         console.print(line, soft_wrap=True)
     for line in refusal_lines(view):
         console.print(line, soft_wrap=True)
+    for line in policy_lines(view):
+        console.print(line, soft_wrap=True)
     if view.steps:
         console.print()
         console.print(_steps_table(view))
@@ -55,6 +57,15 @@ def refusal_lines(view: OperationView) -> Iterator[str]:
     """Yield why each host that was not taken was not."""
     for refusal in view.refusals:
         yield f"not on {refusal.get('host')}: {refusal.get('message')} [{refusal.get('code')}]"
+
+
+def policy_lines(view: OperationView) -> Iterator[str]:
+    """Yield what of a migration's policy is not its default, and where it came from."""
+    if view.migration is None:
+        return
+    for name, told in view.migration.policy.items():
+        if told.get("from") != "default":
+            yield f"{name} is {told.get('value')} by {told.get('from')}"
 
 
 def step_notes(step: StepView) -> Iterator[str]:

@@ -47,6 +47,30 @@ def migrate(
             help="Encrypt memory and disks on their way, or not. Default: as the hosts are set.",
         ),
     ] = None,
+    on_timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="abort|pause|post_copy",
+            help="What becomes of it at the deadline. Default: abort.",
+        ),
+    ] = None,
+    auto_converge: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto-converge/--no-auto-converge",
+            help="Whether QEMU may slow the guest so that it gets across. Default: it may.",
+        ),
+    ] = None,
+    post_copy: Annotated[
+        bool | None,
+        typer.Option(
+            "--post-copy/--no-post-copy",
+            help="Whether the guest may go on before all its memory is there. Default: not.",
+        ),
+    ] = None,
+    parallel_connections: Annotated[
+        int | None, typer.Option(help="Connections that carry memory side by side. Default: 1.")
+    ] = None,
     split_group: Annotated[
         bool,
         typer.Option(
@@ -72,6 +96,10 @@ def migrate(
         deadline_s=deadline_s,
         bandwidth_mib_s=bandwidth_mib_s,
         tls=tls,
+        on_timeout=on_timeout,
+        auto_converge=auto_converge,
+        post_copy=post_copy,
+        parallel_connections=parallel_connections,
         may_split_group=split_group or None,
     )
     with Innkeeper() as inn:
