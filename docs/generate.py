@@ -25,7 +25,7 @@ from sqlalchemy import CheckConstraint, Table, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 
 import models.schema  # noqa: F401 (imports every module that defines a table)
-from innkeeper import drain_types, guest_parts, image_types, types
+from innkeeper import drain_types, evacuation_types, guest_parts, image_types, types
 from innkeeper.cli.app import app as cli
 from innkeeper.contract import QUERY_TASKS, REQUEST_TASKS
 from innkeeper.errors import InnkeeperError, catalogue
@@ -59,6 +59,7 @@ REQUEST_TYPES: tuple[type[BaseModel], ...] = (
     types.RebootPolicy,
     image_types.PrewarmSpec,
     drain_types.DrainPolicy,
+    evacuation_types.EvacuationSpec,
 )
 
 
@@ -276,6 +277,10 @@ def tasks_page() -> str:
                 "`host`, `policy`: [DrainPolicy](requests.md#drainpolicy)",
             ),
             ("`innkeeper.image.prewarm`", "`spec`: [PrewarmSpec](requests.md#prewarmspec)"),
+            (
+                "`innkeeper.host.evacuate`",
+                "`spec`: [EvacuationSpec](requests.md#evacuationspec)",
+            ),
         ],
     )
     parts = [

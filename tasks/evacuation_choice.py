@@ -1,6 +1,7 @@
 """Which guests of a dead host can run elsewhere, and where: looked at, refused, taken."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from models.instance import Instance
 from models.operation import Operation
 from models.operations import NewOperation, append_steps, insert_operation, take_instance
 from tasks.choosing import choose_and_claim, demand_of
-from tasks.placement import rank
+from tasks.placement import Demand, rank
 
 KIND = "evacuate_instance"
 GUEST_S = 600.0
@@ -105,8 +106,7 @@ def begin_move(
         session,
         instance=instance,
         operation_id=new.id,
-        # The others of an affinity group are on the dead host as well.
-        demand=demand_of(session, instance, may_split_group=True),
+        demand=_demand_of(session, instance, pool_id),
         wanted=None,
         ignored=frozenset({src}),
     )
@@ -131,7 +131,7 @@ def foresee(
     instance = session.get_one(Instance, guest.instance_id)
     names, refusals = rank(
         list_host_snapshots(session),
-        demand_of(session, instance, may_split_group=True),
+        _demand_of(session, instance, pools[guest.pool]["id"]),
         wanted=None,
         ignored=frozenset({host}),
     )
@@ -146,3 +146,9 @@ def foresee(
     action = "start" if guest.state == InstanceState.ACTIVE else "define"
     busy = f"It is held by a {guest.verb}, which is ended first." if guest.verb else None
     return {**told, "action": action, "dst": names[0], "message": busy}
+
+
+def _demand_of(session: Session, instance: Instance, pool_id: str) -> Demand:
+    # The others of an affinity group are on the dead host as well.
+    demand = demand_of(session, instance, may_split_group=True)
+    return replace(demand, pool_id=pool_id)

@@ -22,6 +22,7 @@ class Demand:
         group: its server group; None for none.
         may_split_group: whether an affinity group only draws, and does not bind.
         image_on: hosts that have its image in that pool's cache.
+        pool_id: the directory that the pool must be; None for any.
     """
 
     vcpus: int
@@ -31,6 +32,7 @@ class Demand:
     group: GroupStand | None = None
     may_split_group: bool = False
     image_on: frozenset[str] = frozenset()
+    pool_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,12 @@ def refuse_disabled(host: HostSnapshot, demand: Demand) -> str | None:
 
 
 def refuse_without_pool(host: HostSnapshot, demand: Demand) -> str | None:
-    """Refuse hosts that lack the storage pool."""
+    """Refuse hosts that lack the storage pool, or have another directory under its name."""
     if demand.pool in host.pools:
-        return None
+        known = (host.pools[demand.pool] or {}).get("id")
+        if demand.pool_id in (None, known):
+            return None
+        return f"{host.name} does not share the storage pool {demand.pool!r}."
     return f"{host.name} has no storage pool {demand.pool!r}."
 
 

@@ -20,6 +20,7 @@ from models.fencing import (
 from models.queries import record_event
 from models.session import Database
 from tasks.context import HostServices
+from tasks.crashpoints import crash_point
 from virt.guest_lock import guest_lock
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ def clean_returned_host(database: Database, services: HostServices) -> list[UUID
         if view.epoch is not None
     }
     stale = database.run(lambda session: list_stale_copies(session, host, domains))
+    crash_point("return", "cleaning")
     removed = [copy.instance_id for copy in stale if _remove(database, services, copy)]
     database.run(lambda session: finish_return(session, host))
     log.info("fenced host is clean", host=host, removed=len(removed))

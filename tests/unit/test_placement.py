@@ -68,6 +68,15 @@ def test_every_reason_is_named(change: dict[str, object], codes: list[str]) -> N
     assert all(r.message.startswith("hv-a") for r in refusals)
 
 
+def test_a_pool_must_be_the_very_directory_where_that_is_asked() -> None:
+    pools = {"local": {"total_gib": 100, "id": "this"}}
+    host = replace(HOST, pools=pools)
+    for pool_id, codes in ((None, []), ("this", []), ("other", ["no_pool"])):
+        found = list_refusals(host, replace(DEMAND, pool_id=pool_id))
+        assert [refusal.code for refusal in found] == codes
+    assert [r.code for r in list_refusals(HOST, replace(DEMAND, pool_id="this"))] == ["no_pool"]
+
+
 def test_the_emptiest_host_comes_first_and_ties_go_by_name() -> None:
     hosts = [
         replace(HOST, name="c"),

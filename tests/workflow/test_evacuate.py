@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from innkeeper import Innkeeper
+from innkeeper.cli.app import run
 from innkeeper.errors import (
     Busy,
     Cancelled,
@@ -154,7 +155,13 @@ def test_a_hook_that_fails_changes_nothing(
 
 
 def test_the_guests_of_a_dead_host_run_elsewhere(
-    client: Innkeeper, lab: Lab, records: Database, hook: Hook, spawn: SpawnGuest
+    client: Innkeeper,
+    lab: Lab,
+    records: Database,
+    hook: Hook,
+    spawn: SpawnGuest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     a, b = lab.hosts[:2]
     active, stopped, local = spawn("active"), spawn("stopped"), spawn("local", pool="local")
@@ -167,7 +174,13 @@ def test_the_guests_of_a_dead_host_run_elsewhere(
     assert told[stopped["name"]] == ("define", b)
     assert told[local["name"]] == ("leave", None)
     hook.ends_with(0)
-    result = client.evacuate(a, reason="power supply").wait(120)
+    for variable in ("INNKEEPER_BROKER_URL", "INNKEEPER_RESULT_URL"):
+        monkeypatch.setenv(variable, lab.env()[variable])
+    assert run(["evacuate", a, "--plan"]) == 0
+    assert local["name"] in capsys.readouterr().out
+    # One guest stays.
+    assert run(["evacuate", a, "--reason", "power supply", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)["result"]
     assert (result["moved"], result["failed"], result["left"]) == (2, 0, 1)
     outcomes = {guest["name"]: guest for guest in result["guests"]}
     assert "no other host sees" in outcomes[local["name"]]["message"]
@@ -249,11 +262,16 @@ def test_what_was_under_way_on_a_dead_host_is_ended_or_led_on(
         lambda: not domains_on(lab, a).keys() & {leaving["name"], stopping["name"]},
         what="nothing is left on the returned host",
     )
-    assert files_of(lab, a, leaving["id"]) == []
+    wait_until(lambda: files_of(lab, a, leaving["id"]) == [], what="nor any file")
 
 
 def test_a_fence_that_was_a_lie_leaves_one_copy(
-    client: Innkeeper, lab: Lab, records: Database, hook: Hook, spawn: SpawnGuest
+    client: Innkeeper,
+    lab: Lab,
+    records: Database,
+    hook: Hook,
+    spawn: SpawnGuest,
+    crash: CrashDirectory,
 ) -> None:
     """The host's guest runs on all the time: its lock on the disk keeps the other from running."""
     a, b = lab.hosts[:2]
@@ -269,6 +287,11 @@ def test_a_fence_that_was_a_lie_leaves_one_copy(
     assert (fencing.proof, fencing.reason) == ("override", "it must be off, I think")
     assert fencing.requested_by == client.requested_by
     assert domains_on(lab, a)[guest["name"]] == "running"
+    crash.arm_kill("return:cleaning")
+    with pytest.raises(LabError):
+        lab.start(f"worker:{a}")
+    assert crash.has_struck("return:cleaning")
+    assert host_view(client, a).fenced_at is not None
     lab.start(f"worker:{a}")
     wait_until(lambda: host_view(client, a).fenced_at is None, what="the returned host is clean")
     on_a = domains_on(lab, a)
@@ -307,18 +330,24 @@ def test_a_host_that_is_back_keeps_what_was_not_taken_yet(
 
 
 def test_a_hook_that_lies_about_a_living_host_is_found_out(
-    client: Innkeeper, lab: Lab, hook: Hook, spawn: SpawnGuest
+    client: Innkeeper, lab: Lab, hook: Hook, spawn: SpawnGuest, crash: CrashDirectory
 ) -> None:
     a = lab.hosts[0]
     guest = spawn("alive")
     hook.ends_with(0)
+    crash.arm_hold("return:cleaning")
     with pytest.raises(FencingFailed, match="lives"):
         client.evacuate(a).wait(90)
-    assert client.instance(guest["name"]).host == a
-    assert domains_on(lab, a)[guest["name"]] == "running"
+    with crash.held("return:cleaning"):
+        # It does nothing before it is clean.
+        stop = client.stop(guest["name"], force=True)
+        waits = next(v for v in stop.watch(PATIENCE_S) if any(s.waiting_for for s in v.steps))
+        assert "fenced" in str(waits.steps[0].waiting_for)
+        assert client.instance(guest["name"]).host == a
+        assert domains_on(lab, a)[guest["name"]] == "running"
     wait_until(lambda: host_view(client, a).fenced_at is None, what="the host is heard again")
     reopen(client, a)
-    assert client.stop(guest["name"], force=True).wait(60)["state"] == "stopped"
+    assert stop.wait(60)["state"] == "stopped"
 
 
 def test_nothing_is_touched_without_a_record(
@@ -360,7 +389,6 @@ KILLS = (
     "evacuate.fence_host:acted",
     "evacuate.settle_operations:claimed",
     "evacuate.move_guests:inside",
-    "evacuate_instance.define_elsewhere:inside",
     "evacuate_instance.define_elsewhere:recording",
     "evacuate_instance.start_elsewhere:acted",
 )
