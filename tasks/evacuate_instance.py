@@ -18,7 +18,7 @@ from models.claims import move_placement, release_claim
 from models.fencing import Evacuation, require_absent
 from models.instance import Instance
 from models.operation import Operation
-from models.queries import record_event, view_settled
+from models.queries import view_settled
 from tasks.config_drive import FILE
 from tasks.context import StepContext
 from tasks.direct_boot import describe_kernel
@@ -127,14 +127,6 @@ def define_elsewhere(context: StepContext) -> Done:
         )
         session.execute(
             update(Operation).where(Operation.id == operation.id).values(is_committed=True)
-        )
-        record_event(
-            session,
-            "instance.evacuated",
-            instance_id=instance.id,
-            operation_id=operation.id,
-            host=dst,
-            data={"src": src},
         )
 
     return Done({"machine": instance.guest_abi.get("machine")}, commit)

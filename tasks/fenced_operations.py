@@ -24,9 +24,9 @@ from innkeeper.errors import HostFenced
 from innkeeper.states import Effect, OperationState, PowerState, StepState
 from models import operations
 from models.claims import move_placement
+from models.drains import find_live_drain
 from models.instance import Instance
 from models.operation import Operation, Step
-from models.queries import record_event
 from tasks import endings
 from tasks.context import StepContext
 from tasks.migration_endings import set_phase
@@ -54,6 +54,9 @@ def settle_operations(context: StepContext) -> Done:
     from tasks.catalogue import WORKFLOWS
 
     host = str(context.operation.src_host)
+    context.database.run(
+        partial(_stop_drain, host=host, requested_by=context.operation.requested_by)
+    )
     give_up_at = time.monotonic() + PATIENCE_S
     while True:
         left = context.database.run(partial(_list_stuck, host=host))
@@ -68,6 +71,13 @@ def settle_operations(context: StepContext) -> Done:
         context.progress(0.5, f"ending what was under way on {host}: {len(left)}")
         context.checkpoint()
         time.sleep(LOOK_AGAIN_S)
+
+
+def _stop_drain(session: Session, *, host: str, requested_by: str | None) -> None:
+    """Have nobody send guests away any more from a host that has none that could be sent."""
+    drain = find_live_drain(session, host)
+    if drain is not None:
+        operations.request_cancel(session, drain, requested_by=requested_by)
 
 
 def _list_stuck(session: Session, *, host: str) -> list[UUID]:
@@ -214,14 +224,6 @@ def _end_on_dead_host(
     session.flush()
     told = error.with_details(effect=Effect.DONE).to_wire()
     operations.end_operation(session, operation.id, OperationState.FAILED, error=told)
-    record_event(
-        session,
-        "operation.failed",
-        instance_id=instance.id,
-        operation_id=operation.id,
-        host=dst,
-        data={"kind": operation.kind, "error": told},
-    )
 
 
 def _take(step: Step, state: StepState) -> None:

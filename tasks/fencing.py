@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import FencingFailed, NotFenced
 from models.claims import HOST_IS_UP_S
 from models.fencing import Vitals, get_vitals, record_fencing
-from models.queries import record_event
 from tasks.context import StepContext
 from tasks.fencing_hook import fill_in, run_hook
 from tasks.workflow import Done
@@ -107,13 +106,6 @@ def fence_host(context: StepContext) -> Done:
             output=output,
             requested_by=operation.requested_by,
             reason=words or operation.reason,
-        )
-        record_event(
-            session,
-            "host.fenced",
-            operation_id=operation.id,
-            host=host,
-            data={"proof": judgement.proof, "by": operation.requested_by, "reason": words},
         )
 
     return Done({"fencing_id": str(operation.id), "proof": judgement.proof}, commit)

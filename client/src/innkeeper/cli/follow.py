@@ -105,6 +105,11 @@ def summary(result: dict[str, Any]) -> str:
         left = f", {result['not_moved']} that run could not be moved" if result["not_moved"] else ""
         stay = f", {result['stay']} stay" if result["stay"] else ""
         return f"{result['moved']} guests have left {result['drained_host']}{left}{stay}"
+    if "proof" in result and "guests" in result:
+        return (
+            f"{result['moved']} guests of {result['host']} are elsewhere now,"
+            f" {result['failed']} have failed, {result['left']} were left"
+        )
     if name and result.get("state"):
         place = f" on {result['host']}" if result.get("host") else ""
         return f"{name} is {result['state']}{place}"
