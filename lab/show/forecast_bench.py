@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from innkeeper import Innkeeper
+from innkeeper import Innkeeper, InnkeeperError
 from lab.handle import Lab
 from lab.show.guest_load import GuestLoad
 from lab.show.loaded_bench import linux_guest
@@ -59,18 +59,24 @@ def measure_forecasts(lab: Lab, client: Innkeeper, count: int, console: Console)
     at, to = lab.hosts[:2]
     client.spawn(name=_NAME, host=at, **linux_guest(lab)).wait(240)
     load = GuestLoad(lab, _NAME)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
     for number in range(count):
         trial = TRIALS[number % len(TRIALS)]
         load.start(at, rate_mib_s=trial.rate_mib_s, size_mib=trial.size_mib)
-        result = client.migrate(
-            _NAME,
-            dst=to,
-            bandwidth_mib_s=trial.link_mib_s,
-            auto_converge=False,
-            deadline_s=_DEADLINE_S,
-            on_timeout="pause",
-        ).wait(_PATIENCE_S)
+        try:
+            result = client.migrate(
+                _NAME,
+                dst=to,
+                bandwidth_mib_s=trial.link_mib_s,
+                auto_converge=False,
+                deadline_s=_DEADLINE_S,
+                on_timeout="pause",
+            ).wait(_PATIENCE_S)
+        except InnkeeperError as error:
+            # One that failed must not cost the figures of the others.
+            failed.append({"trial": asdict(trial), "code": error.code, "message": error.message})
+            continue
         at, to = to, at
         load.stop(at)
         rows.append(_row(trial, result))
@@ -79,6 +85,7 @@ def measure_forecasts(lab: Lab, client: Innkeeper, count: int, console: Console)
     errors = [row["total_error"] for row in rows if row["foretold"]["will_converge"]]
     return {
         "trials": rows,
+        "failed": failed,
         "verdicts_right": sum(row["verdict_right"] for row in rows),
         "verdicts": len(rows),
         "total_error_p50": round(statistics.median(errors), 3) if errors else None,
