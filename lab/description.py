@@ -45,7 +45,12 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class Description:
-    """A lab's settings and addresses."""
+    """A lab's settings and addresses.
+
+    Attributes:
+        switch_pid: a process (seen from outside the lab) in the network namespace of the switch,
+            where the bridge ``guest`` joins the guests of all hosts.
+    """
 
     directory: str
     subnet: int
@@ -56,6 +61,7 @@ class Description:
     flower: bool
     extra_env: dict[str, str]
     gluster: bool = False
+    switch_pid: int = 0
 
     def host(self, name: str) -> HostFacts:
         """Return the host of this name."""
@@ -78,6 +84,7 @@ class Description:
             flower=data["flower"],
             extra_env=data["extra_env"],
             gluster=data.get("gluster", False),
+            switch_pid=data["switch_pid"],
         )
 
 

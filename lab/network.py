@@ -170,6 +170,11 @@ class Network:
         await self._table.run("ip", "link", "delete", self.subnet.uplink)
 
     @property
+    def switch_pid(self) -> int:
+        """A process in the switch's namespace, as the rest of the machine numbers it."""
+        return self._switch.holder.outer_pid
+
+    @property
     def cuts(self) -> tuple[Cut, ...]:
         """What is cut now."""
         return tuple(self._cuts)

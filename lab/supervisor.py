@@ -76,6 +76,7 @@ class Supervisor:
             flower=flower,
             extra_env=extra_env,
             gluster=with_gluster,
+            switch_pid=network.switch_pid,
         )
         descriptions.save(layout.description, lab)
         self._running.add(service_roles(table, layout, lab))

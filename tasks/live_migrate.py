@@ -22,7 +22,7 @@ from innkeeper.states import InstanceState, PowerState, Storage
 from models import ledger
 from models.claims import move_placement
 from models.operation import Operation
-from tasks import migration_run
+from tasks import migration_network, migration_run
 from tasks.admission import LIMIT_MIGRATIONS
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed
@@ -112,10 +112,13 @@ def resume_source(context: StepContext) -> None:
     look = migration_run.look_at_source(context)
     if look.has_left:
         _go_on(context, look)
-    if look.power_state != PowerState.PAUSED:
-        return
-    if context.operation.state_before == InstanceState.ACTIVE:
+    if look.power_state == PowerState.PAUSED and (
+        context.operation.state_before == InstanceState.ACTIVE
+    ):
         context.host.hypervisor.ensure_resumed(context.instance.id)
+    if not look.is_off:
+        # The destination may have announced it already.
+        migration_network.announce_guest(context)
 
 
 def _go_on(context: StepContext, look: Look) -> NoReturn:
@@ -152,12 +155,16 @@ def settle_destination(context: StepContext) -> Done:
         if verdict is Verdict.ROLL_BACK:
             raise _why_it_failed(context, Look.from_wire(source["src"]), source.get("error"))
         _commit(context)
+    network = {} if dst.is_off else migration_network.secure_arrival(context)
     context.midway()
-    if dst.power_state == PowerState.PAUSED and (
+    was_resumed = dst.power_state == PowerState.PAUSED and (
         context.operation.state_before == InstanceState.ACTIVE
-    ):
+    )
+    if was_resumed:
         context.host.hypervisor.ensure_resumed(context.instance.id)
     handover_ms = context.database.run(lambda session: _handover_ms(session, context))
+    if not dst.is_off:
+        migration_network.announce_guest(context)
     with suppress(OSError):
         sharing.remove_probe(context.pool.path, context.operation.id)
         sharing.remove_answer(context.pool.path, context.operation.id)
@@ -169,6 +176,9 @@ def settle_destination(context: StepContext) -> Done:
         if kept is not None:
             detail["stats"] = kept.to_json()
             libvirt_downtime_ms = kept.downtime_ms
+    detail |= network
+    if was_resumed and source.get("standstill_ms") is not None:
+        detail["standstill_ms"] = round(float(source["standstill_ms"]) + handover_ms, 1)
     if libvirt_downtime_ms is not None:
         detail["downtime_ms"] = round(float(libvirt_downtime_ms) + handover_ms, 1)
     return Done(detail)

@@ -44,6 +44,7 @@ def succeed(session: Session, operation: Operation) -> dict[str, Any]:
         "total_ms": stats.get("total_ms") or moved.get("total_ms"),
         "downtime_ms": settled.get("downtime_ms"),
         "handover_ms": settled.get("handover_ms"),
+        "standstill_ms": settled.get("standstill_ms"),
         "storage": details["check_source"]["storage"],
         "storage_reason": details["check_source"].get("storage_reason"),
         "handover": operation.params["policy"]["handover"],

@@ -104,3 +104,87 @@ def _end(process: subprocess.Popen[Any]) -> str:
     """Tell the script that it is over, and return what it has to say."""
     out, _ = process.communicate(timeout=PATIENCE_S)
     return str(out)
+
+
+# Asks an address every few milliseconds, notes when each question was answered, and on which device
+# of the switch the frames of a guest's card came in.
+_PING = """
+import json, select, socket, struct, sys, time
+address, interval_s, mac = sys.argv[1], float(sys.argv[2]), bytes.fromhex(sys.argv[3])
+echo = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+wire.setsockopt(socket.SOL_SOCKET, 33, 1 << 25)  # SO_RCVBUFFORCE
+def checksum(data):
+    total = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    total = (total >> 16) + (total & 0xffff)
+    return ~(total + (total >> 16)) & 0xffff
+def ask(number):
+    body = struct.pack("!HHHHH", 0x0800, 0, 4242, number & 0xffff, 0)
+    body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+    try:
+        echo.sendto(body, (address, 0))
+    except OSError:
+        pass
+answered, announced, number, next_at = [], [], 0, time.time()
+print("ready", flush=True)
+while True:
+    ready, _, _ = select.select([echo, wire, sys.stdin], [], [], max(0, next_at - time.time()))
+    now = time.time()
+    if echo in ready:
+        packet = echo.recv(4096)
+        if socket.inet_ntoa(packet[12:16]) == address and packet[20] == 0:
+            answered.append(now)
+    if wire in ready:
+        packet, (device, kind, *_) = wire.recvfrom(4096)
+        if packet[6:12] == mac and kind in (0x0806, 0x8035):
+            announced.append([now, device, "arp" if kind == 0x0806 else "rarp"])
+    if sys.stdin in ready:
+        break
+    if now >= next_at:
+        number += 1
+        ask(number)
+        next_at += interval_s
+print(json.dumps([answered, announced]))
+"""
+
+
+@dataclass
+class Answers:
+    """When an address answered from outside, and where its announcements came in.
+
+    Attributes:
+        answered: seconds by the clock.
+        announced: (seconds, device of the switch, "arp" or "rarp").
+    """
+
+    answered: list[float] = field(default_factory=list)
+    announced: list[tuple[float, str, str]] = field(default_factory=list)
+
+    @property
+    def longest_gap_ms(self) -> float:
+        """The longest time between two answers."""
+        pairs = zip(self.answered, self.answered[1:], strict=False)
+        return max((later - earlier) * 1000 for earlier, later in pairs)
+
+    def announced_at(self, device: str) -> list[str]:
+        """What came in at a device, in its order."""
+        return [kind for _, where, kind in self.announced if where == device]
+
+
+@contextmanager
+def pinged(pid: int, address: str, mac: str, *, interval_s: float = 0.02) -> Iterator[Answers]:
+    """Ask an address all the time while the body runs.
+
+    Args:
+        pid: a process in the network namespace to ask from.
+        address: IPv4 address.
+        mac: of its card.
+        interval_s: seconds between two questions.
+    """
+    answers = Answers()
+    arguments = [address, str(interval_s), mac.replace(":", "")]
+    with _inside(pid, _PING, arguments) as process:
+        yield answers
+        answered, announced = json.loads(_end(process))
+    answers.answered = answered
+    answers.announced = [(at, device, kind) for at, device, kind in announced]

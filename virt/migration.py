@@ -156,6 +156,7 @@ class MigrationJob:
         self._finished = threading.Event()
         self._error: InnkeeperError | None = None
         self._stats: JobStats | None = None
+        self._stopped_at_s: float | None = None
         self._watch: GuestWatch = hub.watch(instance_id, self.wake)
         self._connection: Connection | None = None
         threading.Thread(target=self._run, name=f"migrate-{instance_id}", daemon=True).start()
@@ -178,6 +179,11 @@ class MigrationJob:
     def completed_stats(self) -> JobStats | None:
         """The source's final figures; None when its event did not come."""
         return self._stats
+
+    @property
+    def stopped_at_s(self) -> float | None:
+        """Since when the guest stands still, by the monotonic clock; None when it was not heard."""
+        return self._stopped_at_s
 
     def abandon(self) -> None:
         """Stop waiting inside libvirt: the call ends at once, the migration itself goes on."""
@@ -230,6 +236,10 @@ class MigrationJob:
         # The event travels on another connection than the call's end, a moment before or after.
         end = time.monotonic() + (STATS_GRACE_S if self._error is None else 0)
         while (event := self._watch.wait(end - time.monotonic())) is not None:
+            if event.kind == "suspended" and self._stopped_at_s is None:
+                self._stopped_at_s = event.monotonic_s
+            elif event.kind == "resumed":
+                self._stopped_at_s = None
             if event.kind == "job_completed":
                 self._stats = job_stats(event.params)
                 return

@@ -76,15 +76,17 @@ def wait_for_network(
             changes.wait(min(left_s, LOOK_AGAIN_S))
 
 
+def find_problem(hypervisor: Hypervisor, port: GuestPort) -> str | None:
+    """Return why a port does not lead to its bridge with its filter in force; None if it does."""
+    problem = find_port_problem(port.name, port.bridge)
+    if problem is None and port.filter_name is not None:
+        problem = _find_filter_problem(hypervisor, port)
+    return problem
+
+
 def _list_missing(hypervisor: Hypervisor, ports: tuple[GuestPort, ...]) -> list[str]:
-    missing = []
-    for port in ports:
-        problem = find_port_problem(port.name, port.bridge)
-        if problem is None and port.filter_name is not None:
-            problem = _find_filter_problem(hypervisor, port)
-        if problem is not None:
-            missing.append(problem)
-    return missing
+    problems = (find_problem(hypervisor, port) for port in ports)
+    return [problem for problem in problems if problem is not None]
 
 
 def _find_filter_problem(hypervisor: Hypervisor, port: GuestPort) -> str | None:
