@@ -27,6 +27,8 @@ from tasks.admission import LIMIT_MIGRATIONS
 from tasks.context import StepContext
 from tasks.instance_files import ensure_instance_dir_removed
 from tasks.landing import ensure_landing_removed, find_inode
+from tasks.migration_candidates import CHECK_CANDIDATE, check_candidate
+from tasks.migration_choice import CHOOSE_DESTINATION, choose_destination
 from tasks.migration_endings import (
     choose_next_destination,
     fail,
@@ -268,6 +270,22 @@ LIVE_MIGRATE = Workflow(
     kind="live_migrate",
     steps=(
         StepSpec("survey_guest", On.SRC, survey_guest, is_harmless=True),
+        # These two are planned by the request, where there are several to choose from.
+        StepSpec(
+            CHECK_CANDIDATE,
+            On.DST,
+            check_candidate,
+            is_harmless=True,
+            may_be_passed_over=True,
+            wanted_by=lambda _spec: False,
+        ),
+        StepSpec(
+            CHOOSE_DESTINATION,
+            On.SRC,
+            choose_destination,
+            is_harmless=True,
+            wanted_by=lambda _spec: False,
+        ),
         StepSpec(
             "check_destination",
             On.DST,

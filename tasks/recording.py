@@ -43,6 +43,10 @@ def record_done(engine: Engine, claim: Claim, done: Done) -> Verdict:
         doors=claim.workflow.find_doors_left(claim.spec.name),
         has_ended=has_ended,
     )
+    if done.rings_anew:
+        engine.bells.ring(claim.operation.id)
+        # The chain that rang this step leads to a host that has nothing to do with it any more.
+        return Verdict.IGNORE
     return Verdict.PASS_ON
 
 

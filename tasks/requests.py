@@ -58,6 +58,7 @@ from tasks.disk_plan import plan_disks, size_gib
 from tasks.drain_hosts import get_host_by_name, refuse_silent
 from tasks.failed_check import failure
 from tasks.guest_domain import refuse_impossible
+from tasks.migration_choice import plan_candidates
 from tasks.migration_policy import ResolvedPolicy, resolve
 from tasks.placement import Refusal
 from tasks.prewarm import choose_hosts
@@ -285,11 +286,12 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
     )
     insert_operation(session, new, [])
     instance = take_instance(session, instance.id, new, allowed=MIGRATABLE)
+    demand = demand_of(session, instance, may_split_group=policy.may_split_group)
     dst, refusals = choose_and_claim(
         session,
         instance=instance,
         operation_id=new.id,
-        demand=demand_of(session, instance, may_split_group=policy.may_split_group),
+        demand=demand,
         wanted=policy.dst,
         ignored=frozenset({src}),
     )
@@ -303,9 +305,10 @@ def accept_live_migrate(session: Session, envelope: Envelope, fields: dict[str, 
             handover=policy.handover.value,
         )
     )
-    append_steps(
-        session, new.id, WORKFLOWS["live_migrate"].plan(src=src, dst=dst), first_position=0
-    )
+    plan = WORKFLOWS["live_migrate"].plan(src=src, dst=dst)
+    if policy.dst is None:
+        plan = plan_candidates(session, plan, src=src, dst=dst, demand=demand)
+    append_steps(session, new.id, plan, first_position=0)
 
 
 def _resolve(asked: MigrationPolicy, instance: Instance, envelope: Envelope) -> ResolvedPolicy:

@@ -30,10 +30,13 @@ class Done:
     Args:
         detail: JSON facts for the ledger, for later steps and for people.
         commit: runs in the transaction that records the step; for what must be true with it.
+        rings_anew: whether the steps that follow have other hosts now, so that their chain is sent
+            anew.
     """
 
     detail: dict[str, Any] = field(default_factory=dict)
     commit: Callable[[Session], None] | None = None
+    rings_anew: bool = False
 
 
 class RollForward(Exception):

@@ -4,6 +4,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,18 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Two hypervisors with workers, control, beat, Postgres and Redis."""
+    with start_lab(hosts=2) as running:
+        yield running
+
+
+@contextmanager
+def start_lab(*, hosts: int) -> Iterator[Lab]:
+    """A lab of its own with workers, whose processes look whether they are to die."""
     with tempfile.TemporaryDirectory(prefix="innkeeper-test-", dir="/var/tmp") as directory:
         os.chmod(directory, 0o755)
         with Lab.up(
             Path(directory),
-            hosts=2,
+            hosts=hosts,
             workers=True,
             owner_pid=os.getpid(),
             # Tests of hydration say when.

@@ -21,7 +21,7 @@ from tests.chaos.checker.timeline import tell_operation
 from tests.chaos.faults.catalogue import list_faults
 from tests.chaos.faults.fault import Fault, MissedError, family_of
 from tests.chaos.matrix.case_result import NotHeld
-from tests.chaos.matrix.cases import POOLS, VARIANTS, all_points
+from tests.chaos.matrix.cases import POOLS, UNREACHABLE, VARIANTS, all_points
 from tests.chaos.matrix.verdict import UNDONE
 from tests.chaos.patience import comes_true
 from tests.chaos.scene import Scene, is_gone, is_settled_on, look_at
@@ -103,6 +103,7 @@ def list_cases() -> list[SurroundingsCase]:
         for label in VARIANTS.get(kind, (kind,))
         for point in all_points()
         if point.kind == kind and point.moment in MOMENTS and point.step and not point.is_undo
+        if point.name not in UNREACHABLE
     ]
     names = [fault.name for fault in _list_faults(("src", "dst"))]
     cases = [SurroundingsCase(label, point, name) for label, point in phases for name in names]
