@@ -135,7 +135,9 @@ def _see_post_copy_through(
         raise interrupted(
             context, HypervisorUnavailable(f"{context.operation.dst_host} ({address}): {reason}.")
         )
-    context.note(f"attempt {context.step.key.attempt}: takes up the interrupted post-copy again")
+    if context.step.undo.get("resumes") is None:
+        context.intend(resumes=True)
+        context.note("takes up the interrupted post-copy again")
     policy = policy_of(context.operation.params)
     request = replace(_request(context, policy), is_resumed_post_copy=True)
     job = hypervisor.migrate(instance_id, request)

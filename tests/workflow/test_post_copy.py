@@ -117,12 +117,13 @@ def test_a_cut_link_is_waited_for_and_the_post_copy_taken_up_again(
     assert_only_on(client, lab, there, here)
 
 
-def test_where_no_lock_protects_the_disk_it_is_refused(
+def test_where_no_lock_protects_the_disk_or_qemu_cannot_it_is_refused(
     client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
 ) -> None:
     a, b = lab.hosts[:2]
     client.spawn(name=name, host=a, **boot_guest).wait(120)
     with pytest.raises(PrecheckFailed) as refused:
-        client.migrate(name, dst=b, post_copy=True).wait(120)
-    assert [f["check"] for f in refused.value.details["failures"]] == ["handover"]
+        client.migrate(name, dst=b, post_copy=True, parallel_connections=2).wait(120)
+    # The lab's QEMU is 7.2, which cannot do both at once.
+    assert {f["check"] for f in refused.value.details["failures"]} == {"handover", "parallel"}
     assert domains_on(lab, a)[name] == "running"

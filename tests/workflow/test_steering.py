@@ -190,7 +190,7 @@ def test_a_cancel_while_it_switches_over_comes_too_late(
     here, there = place_of(client, lab, idle)
     point = "live_migrate.settle_destination:inside"
     crash.arm_hold(point)
-    operation = client.migrate(idle, dst=there)
+    operation = client.migrate(idle, dst=there, parallel_connections=2)
     with crash.held(point):
         assert not operation.cancel().cancel_requested
         with pytest.raises(StateConflict, match="left its source"):
