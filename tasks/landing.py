@@ -61,4 +61,6 @@ def find_inode(directory: Path) -> int | None:
 
 
 def _own(context: StepContext) -> Path:
-    return context.pool.path / f".innkeeper-landing-{context.operation.id}"
+    # Beside the guests' directories: those may be a file system of their own.
+    directory = context.pool.instance_dir(context.instance.id)
+    return directory.with_name(f".innkeeper-landing-{context.operation.id}")

@@ -226,9 +226,19 @@ def _why_it_failed(context: StepContext, src: Look, error: dict[str, Any] | None
             f"{context.instance.name} died on {context.operation.src_host} while it was moved.",
             {"host": context.operation.src_host, "step": "migrate"},
         )
+    src_host = context.operation.src_host
+    said = "libvirt or the worker there was away."
     if error is not None:
-        return from_wire(error)
-    return MigrationAborted(f"The migration of {context.instance.name} did not take place.")
+        told = from_wire(error)
+        if not isinstance(told, OutcomeUnknown):
+            return told
+        # Now that both hosts have been looked at, it is known.
+        said = told.message
+    return MigrationAborted(
+        f"The migration of {context.instance.name} broke off, and the guest stays on {src_host}: "
+        f"{said}",
+        {"host": src_host, "step": "migrate"},
+    )
 
 
 def _remove_arrived(context: StepContext) -> None:

@@ -1,12 +1,16 @@
 """``python -m tests.chaos``: break everything, everywhere, and see what holds."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import typer
+
+from lab.layout import REPOSITORY
 
 Case = TypeVar("Case")
 
@@ -40,6 +44,10 @@ def run(
         bool,
         typer.Option("--surroundings", help="Break the surroundings in every phase, on one lab."),
     ] = False,
+    reconcile: Annotated[
+        bool,
+        typer.Option("--reconcile", help="Break a migration in every way that libvirt knows."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of everything that the fire draws.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     lane: Annotated[bool, typer.Option("--lane", hidden=True)] = False,
@@ -53,6 +61,7 @@ def run(
       scripts/chaos --matrix --only "migrate:acted" --repeat 20
       scripts/chaos --matrix --shard 1/4 --json > part-1.json
       scripts/chaos --minutes 10 --seed 7
+      scripts/chaos --reconcile
       scripts/chaos --surroundings --only migrate:inside
       scripts/chaos --surroundings --shard 1/6 --json > part-1.json
     """
@@ -63,6 +72,8 @@ def run(
         from tests.chaos.fire.fire import run_fire
 
         raise typer.Exit(run_fire(minutes, seed, as_json))
+    if reconcile:
+        raise typer.Exit(_run_every_row())
     if surroundings:
         from tests.chaos.surroundings.cases import choose as choose_surroundings
         from tests.chaos.surroundings.cli import run_surroundings
@@ -80,12 +91,22 @@ def run(
         run_lane_to_stdout([by_id[name] for name in json.load(sys.stdin)])
         return
     if not matrix and not show:
-        raise typer.BadParameter("say what: --matrix, --surroundings, --list or --minutes")
+        raise typer.BadParameter(
+            "say what: --matrix, --surroundings, --reconcile, --list or --minutes"
+        )
     cases = _chosen(lambda: choose(only or [], shard, repeat), shard)
     if show:
         typer.echo("\n".join(case.id for case in cases))
         return
     raise typer.Exit(run_matrix(cases, min(labs, len(cases)), as_json=as_json))
+
+
+def _run_every_row() -> int:
+    """Run the tests of docs/design/reconcile.md, also those that wait for a keepalive."""
+    files = ["test_reconcile_table.py", "test_gluster.py"]
+    pytest = [sys.executable, "-m", "pytest", *(f"tests/workflow/{file}" for file in files)]
+    env = {**os.environ, "INNKEEPER_EVERY_ROW": "1"}
+    return subprocess.run(pytest, cwd=REPOSITORY, env=env, check=False).returncode
 
 
 def _chosen(choose: Callable[[], list[Case]], shard: str) -> list[Case]:

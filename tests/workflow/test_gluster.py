@@ -77,7 +77,7 @@ def inode_on(lab: Lab, host: str, instance_id: str) -> str:
 def marks_on(lab: Lab, host: str) -> list[str]:
     """Return the files by which operations probe and claim, wherever they were left."""
     roots = [GLUSTER_MOUNT, "/var/lib/innkeeper", "/srv/innkeeper-shared"]
-    argv = ["find", *roots, "-maxdepth", "1", "-name", ".innkeeper-*-????????-*"]
+    argv = ["find", *roots, "-maxdepth", "2", "-name", ".innkeeper-*-????????-*"]
     return lab.exec(host, argv).stdout.split()
 
 
@@ -106,7 +106,12 @@ def test_a_guest_moves_safely_and_fast_and_its_disk_stays(
 
 
 def test_what_is_shared_is_never_copied_and_never_removed(
-    client: Innkeeper, lab: Lab, name: str, gluster_guest: dict[str, Any], runs_once: None
+    client: Innkeeper,
+    lab: Lab,
+    name: str,
+    gluster_guest: dict[str, Any],
+    crash: CrashDirectory,
+    runs_once: None,
 ) -> None:
     a, b = lab.hosts[:2]
     instance = spawn_on(client, name, a, gluster_guest)
@@ -114,10 +119,14 @@ def test_what_is_shared_is_never_copied_and_never_removed(
     with pytest.raises(PrecheckFailed, match="onto itself") as refused:
         client.migrate(name, dst=b, storage="block").wait(120)
     assert failed_checks(refused.value) == ["storage"]
-    define_namesake(lab, b, name)
+    crash.arm_hold("live_migrate.migrate:acting")
+    operation = client.migrate(name, dst=b)
+    with crash.held("live_migrate.migrate:acting"):
+        # After the checks: libvirt itself refuses the guest.
+        define_namesake(lab, b, name)
     try:
         with pytest.raises((MigrationError, HypervisorError)) as failed:
-            client.migrate(name, dst=b).wait(120)
+            operation.wait(120)
     finally:
         undefine_namesake(lab, b, name)
     assert failed.value.effect == "rolled_back"

@@ -12,7 +12,8 @@ from uuid import UUID
 from lab.handle import Lab
 from lab.layout import HOST_MOUNTS, SHARED_MOUNT
 
-MARKS = (".innkeeper-probe-", ".innkeeper-landing-")
+PROBE_PREFIX = ".innkeeper-probe-"
+LANDING_PREFIX = ".innkeeper-landing-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +79,18 @@ def list_files(lab: Lab) -> Iterator[SeenFile]:
 
 def _list_pool(place: _Place) -> Iterator[SeenFile]:
     for directory in _children(place.root / "instances"):
+        if directory.name.startswith(LANDING_PREFIX):
+            with suppress(FileNotFoundError):
+                yield place.file("probe", directory, directory.name.removeprefix(LANDING_PREFIX))
+            continue
         for path in [directory, *(directory.rglob("*") if directory.is_dir() else ())]:
             with suppress(FileNotFoundError):
                 yield place.file("instance", path, directory.name)
     for path in _children(place.root):
-        for mark in MARKS:
-            if path.name.startswith(mark):
-                owner = path.name.removeprefix(mark).removesuffix(".answer")
-                with suppress(FileNotFoundError):
-                    yield place.file("probe", path, owner)
+        if path.name.startswith(PROBE_PREFIX):
+            owner = path.name.removeprefix(PROBE_PREFIX).removesuffix(".answer")
+            with suppress(FileNotFoundError):
+                yield place.file("probe", path, owner)
     for path in _children(place.root / "images" / ".partial"):
         with suppress(FileNotFoundError):
             yield place.file("partial", path)
