@@ -46,7 +46,12 @@ def test_a_guest_that_does_not_converge_is_left_where_it_is(
 ) -> None:
     a, b = lab.hosts[:2]
     operation = client.migrate(
-        busy_guest, dst=b, bandwidth_mib_s=LINK_MIB_S, deadline_s=30, auto_converge=False
+        busy_guest,
+        dst=b,
+        bandwidth_mib_s=LINK_MIB_S,
+        max_downtime_ms=600,
+        deadline_s=30,
+        auto_converge=False,
     )
 
     with pytest.raises(MigrationTimeout, match="the link carries"):
