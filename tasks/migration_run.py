@@ -12,14 +12,12 @@ from tasks.context import StepContext
 from tasks.convergence import list_downtimes_ms
 from tasks.guest_disks import get_guest_disks
 from tasks.migration_checks import get_dst_address
-from tasks.migration_checks.on_source import REACH_TIMEOUT_S
 from tasks.migration_disks import make_landing_disks
 from tasks.migration_forecast import foretell
+from tasks.migration_link import probe_destination
 from tasks.migration_policy import policy_of
 from tasks.migration_storage import require_answer
 from tasks.migration_tls import (
-    LIBVIRT_TCP_PORT,
-    LIBVIRT_TLS_PORT,
     is_encrypted,
     libvirt_uri,
 )
@@ -29,7 +27,6 @@ from tasks.reconcile import Look
 from tasks.workflow import Done
 from virt.domain_xml import for_destination
 from virt.migration import MigrationRequest
-from virt.reach import probe_tcp
 from virt.views import SHUTOFF_MIGRATED, STATE_SHUTOFF, DomainView, JobStats
 
 
@@ -131,12 +128,10 @@ def _see_post_copy_through(
     if not view.has_broken_post_copy and hypervisor.find_migration_job(instance_id) is not None:
         context.note(f"attempt {context.step.key.attempt}: adopted the running post-copy")
         return _adopt(context)
-    address = get_dst_address(context)
-    port = LIBVIRT_TLS_PORT if is_encrypted(context) else LIBVIRT_TCP_PORT
-    reason = probe_tcp(address, port, REACH_TIMEOUT_S)
+    reason = probe_destination(context)
     if reason is not None:
         raise interrupted(
-            context, HypervisorUnavailable(f"{context.operation.dst_host} ({address}): {reason}.")
+            context, HypervisorUnavailable(f"{context.operation.dst_host}: {reason}.")
         )
     if context.step.undo.get("resumes") is None:
         context.intend(resumes=True)

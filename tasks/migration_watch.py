@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -24,6 +25,7 @@ from models.migrations import (
 from tasks.context import StepContext
 from tasks.convergence import Act, Course, Decision, Figures, Limits, decide, list_downtimes_ms
 from tasks.forecast import MIB
+from tasks.migration_link import LinkWatch, cut_link, probe_destination
 from tasks.migration_meter import Meter, read_figures
 from tasks.migration_policy import policy_of
 from tasks.post_copy import commit_post_copy, may_post_copy
@@ -60,6 +62,7 @@ class MigrationWatch:
         # An attempt before this one may have paused the guest.
         self._course = Course(is_paused=bool(context.step.undo.get("paused")))
         self._phase: str | None = None
+        self._link = LinkWatch(partial(probe_destination, context), partial(cut_link, context))
         if context.operation.is_committed:
             self._course = replace(self._course, is_post_copy=True)
         self.completed_stats: JobStats | None = None
@@ -108,12 +111,14 @@ class MigrationWatch:
     def _look(self) -> InnkeeperError | None:
         """Look once; return why the job was aborted, None while it goes on."""
         if self._stop is not None:
+            self._see_link(None)
             return self._stop
         if self._course.is_post_copy:
             return self._look_at_post_copy()
         try:
             self._context.checkpoint()
             stats = self._find_stats()
+            self._see_link(stats)
             figures = self._figures(stats)
             self._show(stats)
         except (Cancelled, DeadlineExceeded) as exc:
@@ -125,6 +130,11 @@ class MigrationWatch:
         if decision is not None:
             self._act(decision, figures)
         return self._stop
+
+    def _see_link(self, stats: JobStats | None) -> None:
+        said = self._link.see(stats)
+        if said is not None:
+            self._context.note(said)
 
     def _look_at_post_copy(self) -> InnkeeperError | None:
         context = self._context

@@ -182,3 +182,17 @@ def _small(row: Row) -> Iterator[None]:
         left = row.lab.exec(row.dst, ["ls", "-A", INSTANCES]).stdout
         row.lab.exec(row.dst, ["umount", INSTANCES])
     assert left == ""
+
+
+def test_no_packet_passes_while_it_copies(row: Row) -> None:
+    """The dead connections are ended before QEMU, and with it the guest, stands still for them."""
+    operation = row.begin()
+    row.lab.cut(row.src, row.dst)
+    try:
+        error = row.ends_rolled_back(operation, "migration_aborted", "migration_error")
+        assert row.state_on(row.src) == "running"
+    finally:
+        row.lab.heal()
+    assert error.host == row.src
+    story = next(step for step in operation.view().steps if step.name == "migrate").log
+    assert any("connections to it were ended" in line["text"] for line in story), story
