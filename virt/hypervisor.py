@@ -32,6 +32,11 @@ T = TypeVar("T")
 
 WORK_LIMIT_S = 120.0
 ALL_CELLS = -1
+# Whichever end of QEMU libvirt sees first; a QEMU that gives up has said why, and it would follow.
+_ENDED_WITHOUT_A_WORD = (
+    "qemu unexpectedly closed the monitor",
+    "process exited while connecting to monitor",
+)
 
 
 class Hypervisor:
@@ -305,7 +310,7 @@ class Hypervisor:
         except HypervisorRefused as error:
             # A QEMU that gives up says why, and libvirt puts it behind a colon.
             said = str(error.details.get("libvirt_message", ""))
-            was_killed = said.endswith("qemu unexpectedly closed the monitor")
+            was_killed = said.endswith(_ENDED_WITHOUT_A_WORD)
             kind = StartInterrupted if was_killed else StartFailed
             raise kind(error.message, error.details) from error
 
