@@ -6,18 +6,21 @@ whether the caller still owns the step. Times are the database's clock, never a 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import LeaseLost
 from innkeeper.states import StepState
 
 LEASE_S = 15.0
+
+# A lone statement needs no session; inside a session's transaction it goes through that.
+Speaker = Session | Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +126,16 @@ def claim_step(
     Returns:
         The claim; None when the step is another's, done, not yet due, or its turn has not come.
     """
-    row = session.execute(
+    # Claiming is what every step does; the session's own bookkeeping would take half as long again.
+    connection = session.connection()
+    row = connection.execute(
         _CLAIM,
         {"operation_id": operation_id, "position": position, "owner": owner, "lease_s": lease_s},
     ).one_or_none()
     if row is None:
         return None
     if row.is_first and not row.is_undo:
-        session.execute(_START_OPERATION, {"operation_id": operation_id})
+        connection.execute(_START_OPERATION, {"operation_id": operation_id})
     return ClaimedStep(
         key=StepKey(operation_id, position, row.attempt, owner),
         name=row.name,
@@ -190,29 +195,32 @@ def renew_leases(
     return [Held(*row) for row in rows]
 
 
+_DONE = (
+    "state = 'done', owner = NULL, lease_expires_at = NULL, error = NULL, "
+    "finished_at = clock_timestamp(), detail = detail || CAST(:detail AS jsonb)"
+)
+
 _MINE = """
      WHERE operation_id = :operation_id AND position = :position AND attempt = :attempt
        AND owner = :owner AND state IN ('running', 'undoing')
 """
 
 
-def _move(session: Session, key: StepKey, assignments: str, **values: Any) -> None:
+def _move(session: Speaker, key: StepKey, assignments: str, **values: Any) -> None:
     """Apply assignments to a step that the key still owns, or raise LeaseLost."""
     result = session.execute(
         text(f"UPDATE steps SET {assignments} {_MINE}"),  # noqa: S608 (constants of this module)
-        {
-            "operation_id": key.operation_id,
-            "position": key.position,
-            "attempt": key.attempt,
-            "owner": key.owner,
-            **values,
-        },
+        {**asdict(key), **values},
     )
     if result.rowcount != 1:  # type: ignore[attr-defined]
-        raise LeaseLost(
-            f"Step {key.position} of operation {key.operation_id} belongs to another worker now.",
-            {"operation_id": str(key.operation_id), "attempt": key.attempt},
-        )
+        raise _lost(key)
+
+
+def _lost(key: StepKey) -> LeaseLost:
+    return LeaseLost(
+        f"Step {key.position} of operation {key.operation_id} belongs to another worker now.",
+        {"operation_id": str(key.operation_id), "attempt": key.attempt},
+    )
 
 
 def assert_owned(session: Session, key: StepKey) -> None:
@@ -233,7 +241,7 @@ class Placement:
     is_held: bool
 
 
-def find_placement_if_owned(session: Session, key: StepKey) -> Placement | None:
+def find_placement_if_owned(session: Speaker, key: StepKey) -> Placement | None:
     """Return the guest's epoch and place as they are now; None when the step is another's."""
     row = session.execute(
         text(
@@ -246,22 +254,17 @@ def find_placement_if_owned(session: Session, key: StepKey) -> Placement | None:
                AND s.state IN ('running', 'undoing')
             """
         ),
-        {
-            "operation_id": key.operation_id,
-            "position": key.position,
-            "attempt": key.attempt,
-            "owner": key.owner,
-        },
+        asdict(key),
     ).one_or_none()
     return None if row is None else Placement(*row)
 
 
-def record_intent(session: Session, key: StepKey, undo: dict[str, Any]) -> None:
+def record_intent(session: Speaker, key: StepKey, undo: dict[str, Any]) -> None:
     """Write what would have to be removed, before it is made."""
     _move(session, key, "undo = undo || CAST(:undo AS jsonb)", undo=_json(undo))
 
 
-def append_log(session: Session, key: StepKey, message: str) -> None:
+def append_log(session: Speaker, key: StepKey, message: str) -> None:
     """Add a line to the step's story, for ``explain``."""
     _move(
         session,
@@ -272,15 +275,49 @@ def append_log(session: Session, key: StepKey, message: str) -> None:
     )
 
 
-def complete_step(session: Session, key: StepKey, detail: dict[str, Any]) -> None:
+def complete_step(session: Speaker, key: StepKey, detail: dict[str, Any]) -> None:
     """Record a step as done."""
     _move(
         session,
         key,
-        "state = 'done', owner = NULL, lease_expires_at = NULL, error = NULL, "
-        "finished_at = clock_timestamp(), detail = detail || CAST(:detail AS jsonb)",
+        _DONE,
         detail=_json(detail),
     )
+
+
+_COMPLETE_AND_RING = text(
+    f"""
+    WITH mine AS (
+        UPDATE steps SET {_DONE} {_MINE}
+        RETURNING operation_id
+    ), rung AS (
+        UPDATE steps s SET rung_at = clock_timestamp(), rings = rings + 1
+          FROM mine
+         WHERE s.operation_id = mine.operation_id AND s.position = :position + 1
+           AND s.state = 'queued'
+        RETURNING s.position
+    )
+    SELECT EXISTS (SELECT 1 FROM rung) FROM mine
+    """  # noqa: S608 (constants of this module)
+)
+
+
+def complete_and_ring(session: Session, key: StepKey, detail: dict[str, Any]) -> bool:
+    """Record a step as done, and the one after it as rung if that waits for it.
+
+    Returns:
+        Whether it does.
+
+    Raises:
+        LeaseLost: the step is another worker's.
+    """
+    has_rung = session.connection().execute(
+        _COMPLETE_AND_RING, {**asdict(key), "detail": _json(detail)}
+    )
+    row = has_rung.one_or_none()
+    if row is None:
+        raise _lost(key)
+    return bool(row[0])
 
 
 def complete_undo(session: Session, key: StepKey) -> None:
@@ -371,6 +408,18 @@ def hasten_step(session: Session, operation_id: UUID, position: int) -> bool:
         {"o": operation_id, "p": position},
     )
     return bool(result.rowcount)  # type: ignore[attr-defined]
+
+
+def ring_step(session: Session, operation_id: UUID, position: int) -> bool:
+    """Mark a step that waits for its turn as rung; False when it does not wait for it."""
+    rung = session.execute(
+        text(
+            "UPDATE steps SET rung_at = clock_timestamp(), rings = rings + 1 "
+            "WHERE operation_id = :o AND state = 'queued' AND position = :p"
+        ),
+        {"o": operation_id, "p": position},
+    )
+    return bool(rung.rowcount)  # type: ignore[attr-defined]
 
 
 def reopen_step(session: Session, operation_id: UUID, *, name: str, after_s: float) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from innkeeper.errors import Busy, NotFound, StateConflict
 from innkeeper.states import InstanceState, OperationState, StepState
 from models.instance import Instance
-from models.ledger import StepKey, assert_owned
+from models.ledger import Speaker, StepKey, assert_owned
 from models.migrations import is_in_post_copy
 from models.operation import Operation, OperationAlias, Step
 
@@ -277,6 +277,23 @@ def has_unfinished(session: Session, operation_id: UUID) -> bool:
     )
 
 
+_END = text(
+    """
+    WITH ended AS (
+        UPDATE operations
+           SET state = :state, result = CAST(:result AS jsonb), error = CAST(:error AS jsonb),
+               finished_at = clock_timestamp(), updated_at = clock_timestamp()
+         WHERE id = :id AND state IN ('queued', 'running', 'undoing')
+        RETURNING id
+    ), let_go AS (
+        UPDATE instances SET operation_id = NULL, updated_at = clock_timestamp()
+          FROM ended WHERE instances.operation_id = ended.id
+    )
+    SELECT id FROM ended
+    """
+)
+
+
 def end_operation(
     session: Session,
     operation_id: UUID,
@@ -291,43 +308,15 @@ def end_operation(
         False when it had ended already: whoever comes second changes nothing.
     """
     ended = session.execute(
-        update(Operation)
-        .where(
-            Operation.id == operation_id,
-            Operation.state.in_(
-                (OperationState.QUEUED, OperationState.RUNNING, OperationState.UNDOING)
-            ),
-        )
-        .values(
-            state=state,
-            result=result,
-            error=error,
-            finished_at=func.clock_timestamp(),
-            updated_at=func.clock_timestamp(),
-        )
-        .returning(Operation.id)
-    ).scalar_one_or_none()
-    if ended is None:
-        return False
-    session.execute(
-        update(Instance).where(Instance.operation_id == operation_id).values(operation_id=None)
+        _END,
+        {
+            "id": operation_id,
+            "state": state.value,
+            "result": None if result is None else json.dumps(result, default=str),
+            "error": None if error is None else json.dumps(error, default=str),
+        },
     )
-    return True
-
-
-def list_ended(
-    session: Session, operation_ids: Sequence[UUID]
-) -> list[tuple[Operation, list[UUID]]]:
-    """Return those operations that have ended, each with every Celery task id that waits for it."""
-    ended = session.scalars(
-        select(Operation).where(Operation.id.in_(operation_ids), Operation.finished_at.is_not(None))
-    ).all()
-    waiting = {operation.id: [operation.id] for operation in ended}
-    for alias in session.scalars(
-        select(OperationAlias).where(OperationAlias.operation_id.in_(waiting))
-    ):
-        waiting[alias.operation_id].append(alias.task_id)
-    return [(operation, waiting[operation.id]) for operation in ended]
+    return ended.one_or_none() is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +336,7 @@ class Wishes:
     params: dict[str, Any]
 
 
-def write_progress(session: Session, operation_id: UUID, progress: dict[str, Any]) -> Wishes:
+def write_progress(session: Speaker, operation_id: UUID, progress: dict[str, Any]) -> Wishes:
     """Write progress and read the wishes of the outside in one statement."""
     row = session.execute(
         text(

@@ -44,20 +44,29 @@ def view_instance(
     """
     if disks is None:
         disks = _disks_of(session, [instance.id]).get(instance.id, [])
+    return _view(instance, disks, *_find_task(session, instance.operation_id))
+
+
+def _find_task(session: Session, operation_id: UUID | None) -> tuple[str | None, str | None]:
+    """Return what the operation that holds a guest is at, and what it waits for."""
+    operation = None if operation_id is None else session.get(Operation, operation_id)
+    if operation is None:
+        return None, None
+    step = operation.progress.get("step")
+    waiting_for = session.scalar(
+        select(Step.waiting_for).where(
+            Step.operation_id == operation.id,
+            Step.waiting_for.is_not(None),
+            Step.state.in_(_GIVEN_BACK),
+        )
+    )
+    return f"{operation.kind}: {step}" if step else operation.kind, waiting_for
+
+
+def _view(
+    instance: Instance, disks: list[DiskView], task: str | None, waiting_for: str | None
+) -> InstanceView:
     abi = instance.guest_abi
-    task = waiting_for = None
-    if instance.operation_id is not None:
-        operation = session.get(Operation, instance.operation_id)
-        if operation is not None:
-            step = operation.progress.get("step")
-            task = f"{operation.kind}: {step}" if step else operation.kind
-            waiting_for = session.scalar(
-                select(Step.waiting_for).where(
-                    Step.operation_id == operation.id,
-                    Step.waiting_for.is_not(None),
-                    Step.state.in_(_GIVEN_BACK),
-                )
-            )
     return InstanceView(
         id=instance.id,
         name=instance.name,
@@ -129,8 +138,9 @@ def view_settled(session: Session, instance: Instance, operation: Operation) -> 
     """Return a guest as the result of the operation that is ending with this transaction."""
     session.flush()
     session.refresh(instance)
-    view = view_instance(session, instance).model_dump(mode="json")
-    return {**view, "task": None, "operation_id": str(operation.id)}
+    disks = _disks_of(session, [instance.id]).get(instance.id, [])
+    view = _view(instance, disks, None, None).model_dump(mode="json")
+    return {**view, "operation_id": str(operation.id)}
 
 
 def show_instance(session: Session, reference: str) -> InstanceView:

@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import tenacity
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 T = TypeVar("T")
+S = TypeVar("S", Session, Connection)
 
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
@@ -115,8 +116,8 @@ class Database:
         """
         return self._run(work, self.transaction, patience_s)
 
-    def run_one(self, work: Callable[[Session], T], *, patience_s: float = 20) -> T:
-        """Run ``work`` that is one statement, which is a transaction by itself.
+    def run_one(self, work: Callable[[Connection], T], *, patience_s: float = 20) -> T:
+        """Run ``work`` that is one plain statement, which is a transaction by itself.
 
         Args:
             work: executes one statement, harmless when run twice.
@@ -128,15 +129,15 @@ class Database:
         return self._run(work, self._statement, patience_s)
 
     @contextmanager
-    def _statement(self) -> Iterator[Session]:
-        with Session(self._autocommit, expire_on_commit=False) as session, session.begin():
-            yield session
+    def _statement(self) -> Iterator[Connection]:
+        with self._autocommit.connect() as connection:
+            yield connection
         self._pass_on_news()
 
     @staticmethod
     def _run(
-        work: Callable[[Session], T],
-        begin: Callable[[], AbstractContextManager[Session]],
+        work: Callable[[S], T],
+        begin: Callable[[], AbstractContextManager[S]],
         patience_s: float,
     ) -> T:
         for attempt in tenacity.Retrying(
@@ -145,8 +146,8 @@ class Database:
             stop=tenacity.stop_after_delay(patience_s),
             reraise=True,
         ):
-            with attempt, begin() as session:
-                result = work(session)
+            with attempt, begin() as handle:
+                result = work(handle)
         return result
 
     def _pass_on_news(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from models.claims import HOST_IS_UP_S
@@ -181,9 +181,9 @@ def list_unpublished_outcomes(
     return [row.id for row in rows]
 
 
-def mark_outcomes_published(session: Session, operation_ids: Sequence[UUID]) -> None:
+def mark_outcomes_published(connection: Connection, operation_ids: Sequence[UUID]) -> None:
     """Record that the result backend has the outcomes."""
-    session.execute(
+    connection.execute(
         text(
             "UPDATE operations SET outcome_published_at = clock_timestamp() "
             "WHERE id = ANY(CAST(:ids AS uuid[]))"

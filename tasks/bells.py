@@ -12,14 +12,10 @@ import structlog
 from celery import Celery, chain
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from innkeeper.errors import from_wire
 from innkeeper.states import OperationState, StepState
-from models.instance import Instance
-from models.operation import Operation, Step
-from models.operations import list_ended
+from models.remaining import Outcome, RemainingStep, list_outcomes, list_remaining
 from models.session import Database
 from models.sweep import (
     OUTCOMES_BATCH,
@@ -33,7 +29,6 @@ from tasks.workflow import Ring, queue_for, task_name
 log = structlog.get_logger(__name__)
 
 ON_THE_WAY_BACK = frozenset({StepState.UNDO, StepState.UNDOING})
-UNFINISHED = ON_THE_WAY_BACK | {StepState.QUEUED, StepState.RUNNING}
 # How long after its end an operation's outcome is published again when Redis has lost it.
 RESTORE_WITHIN_S = 3600.0
 # After Redis has been emptied there are many outcomes to publish again, and callers who wait.
@@ -42,40 +37,32 @@ MARKER = "innkeeper:outcomes-are-here"
 UNREACHABLE = (OperationalError, RedisError, OSError, RuntimeError)
 
 
-def list_rings(session: Session, operation_id: UUID) -> list[Ring]:
-    """Return the operation's remaining steps in the order in which they must be rung."""
-    operation = session.get(Operation, operation_id)
-    if operation is None or (operation.state.is_final and operation.owes_since is None):
-        return []
-    name = session.scalar(select(Instance.name).where(Instance.id == operation.instance_id))
-    unfinished = session.scalars(
-        select(Step)
-        .where(Step.operation_id == operation_id, Step.state.in_(UNFINISHED))
-        .order_by(Step.position)
-    ).all()
-    back = [step for step in reversed(unfinished) if step.state in ON_THE_WAY_BACK]
-    is_undo = bool(back)
-    steps = back or unfinished
+def list_rings(operation_id: UUID, remaining: Sequence[RemainingStep]) -> list[Ring]:
+    """Return the messages of an operation's remaining steps, in the order in which they are rung.
+
+    Args:
+        operation_id: the operation.
+        remaining: its steps by position.
+    """
+    back = [step for step in reversed(remaining) if step.state in ON_THE_WAY_BACK]
     return [
         Ring(
             operation_id=operation_id,
             position=step.position,
-            kind=operation.kind,
+            kind=step.kind,
             step=step.name,
             host=step.host,
-            is_undo=is_undo,
-            summary=f"{name or operation.instance_id or operation.kind}"
-            + (f" on {step.host}" if step.host else "")
-            + _describe_way(operation),
+            is_undo=bool(back),
+            summary=step.subject + (f" on {step.host}" if step.host else "") + _describe_way(step),
         )
-        for step in steps
+        for step in back or remaining
     ]
 
 
-def _describe_way(operation: Operation) -> str:
-    if operation.src_host is None:
+def _describe_way(step: RemainingStep) -> str:
+    if step.src_host is None:
         return ""
-    return f" ({' → '.join(filter(None, (operation.src_host, operation.dst_host)))})"
+    return f" ({' → '.join(filter(None, (step.src_host, step.dst_host)))})"
 
 
 class Bells:
@@ -86,15 +73,23 @@ class Bells:
         self._database = database
         self._is_making_up = Lock()
 
-    def ring(self, operation_id: UUID) -> None:
-        """Send the chain of an operation's remaining steps."""
-        rings = self._database.run(lambda session: list_rings(session, operation_id))
+    def ring(self, operation_id: UUID) -> bool:
+        """Send the chain of an operation's remaining steps.
+
+        Returns:
+            Whether there are any; False says that it has ended.
+        """
+        remaining = self._database.run_one(
+            lambda connection: list_remaining(connection, operation_id)
+        )
+        rings = list_rings(operation_id, remaining)
         if not rings:
-            return
+            return False
         try:
             chain(*[self._signature(ring) for ring in rings]).apply_async()
         except UNREACHABLE as exc:
             log.warning("bell not rung", operation=str(operation_id), error=str(exc))
+        return True
 
     def _signature(self, ring: Ring) -> Any:
         name = task_name(ring.kind, ring.step, is_undo=ring.is_undo)
@@ -143,19 +138,21 @@ class Bells:
         Returns:
             How many the result backend has taken.
         """
-        ended = self._database.run(lambda session: list_ended(session, operation_ids))
+        ended = self._database.run_one(lambda connection: list_outcomes(connection, operation_ids))
         published: list[UUID] = []
         try:
-            for operation, task_ids in ended:
-                crash_point(f"outcome.{operation.kind}", "publishing")
-                for task_id in task_ids:
-                    store_outcome(self._app, task_id, operation)
-                crash_point(f"outcome.{operation.kind}", "published")
-                published.append(operation.id)
+            for outcome in ended:
+                crash_point(f"outcome.{outcome.kind}", "publishing")
+                for task_id in outcome.task_ids:
+                    store_outcome(self._app, task_id, outcome)
+                crash_point(f"outcome.{outcome.kind}", "published")
+                published.append(outcome.operation_id)
         except UNREACHABLE as exc:
             log.warning("outcomes not published", outcomes=len(ended), error=str(exc))
         if published:
-            self._database.run(lambda session: mark_outcomes_published(session, published))
+            self._database.run_one(
+                lambda connection: mark_outcomes_published(connection, published)
+            )
         return len(published)
 
     def _restore_outcomes(self) -> None:
@@ -180,10 +177,10 @@ class Bells:
         log.info("the result backend is another than before", outcomes=count)
 
 
-def store_outcome(app: Celery, task_id: UUID, operation: Operation) -> None:
-    """Store an operation's outcome as a Celery result."""
-    if operation.state == OperationState.SUCCEEDED:
-        app.backend.store_result(str(task_id), operation.result, "SUCCESS")
+def store_outcome(app: Celery, task_id: UUID, outcome: Outcome) -> None:
+    """Store how an operation has ended as a Celery result."""
+    if outcome.state == OperationState.SUCCEEDED:
+        app.backend.store_result(str(task_id), outcome.result, "SUCCESS")
     else:
-        error = from_wire(operation.error or {})
+        error = from_wire(outcome.error or {})
         app.backend.store_result(str(task_id), error, "FAILURE", traceback=None)

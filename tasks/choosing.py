@@ -29,6 +29,7 @@ def demand_of(
     *,
     may_split_group: bool = False,
     keeps_group: bool = True,
+    disk_gib: int | None = None,
 ) -> Demand:
     """Return what a guest needs of a host, as of now.
 
@@ -39,12 +40,13 @@ def demand_of(
         instance: the guest, held by the operation that places it.
         may_split_group: see ``MigrationPolicy``.
         keeps_group: False for whoever only foretells, and locks nothing.
+        disk_gib: what its disks may grow to, where that was counted already.
     """
     group = lock_group_stand(session, instance, keeps=keeps_group)
     return Demand(
         vcpus=instance.vcpus,
         memory_mib=instance.memory_mib,
-        disk_gib=_count_disk_gib(session, instance),
+        disk_gib=_count_disk_gib(session, instance) if disk_gib is None else disk_gib,
         pool=instance.pool,
         group=group,
         may_split_group=may_split_group,

@@ -134,7 +134,7 @@ class StepContext:
     services: HostServices | None
     _instance: Instance | None
     keyring: Keyring = field(default_factory=Keyring)
-    ring: Callable[[UUID], None] = lambda _operation_id: None
+    ring: Callable[[UUID], object] = lambda _operation_id: None
     fencing_hook: FencingHook | None = None
     migration_defaults: MigrationDefaults = field(default_factory=MigrationDefaults)
     _written_at: float = field(default=0.0)

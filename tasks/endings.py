@@ -4,7 +4,7 @@ from enum import Enum, auto
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import (
@@ -15,7 +15,7 @@ from innkeeper.errors import (
     InternalError,
 )
 from innkeeper.states import Effect, InstanceState, OperationState, StepState
-from models import debts, operations
+from models import debts, ledger, operations
 from models.instance import Instance
 from models.operation import Operation, Step
 from models.queries import record_event
@@ -31,19 +31,23 @@ class Turn(Enum):
 
 
 def advance(session: Session, workflow: Workflow, operation_id: UUID, position: int) -> bool:
-    """Go on after a step that is over.
+    """Go on after a step that is passed over.
 
     Returns:
         True when it was the last one and the operation has succeeded.
     """
-    rung = session.execute(
-        text(
-            "UPDATE steps SET rung_at = clock_timestamp(), rings = rings + 1 "
-            "WHERE operation_id = :o AND state = 'queued' AND position = :p RETURNING position"
-        ),
-        {"o": operation_id, "p": position + 1},
-    ).scalar()
-    if rung is not None or operations.has_unfinished(session, operation_id):
+    return not ledger.ring_step(session, operation_id, position + 1) and end_if_done(
+        session, workflow, operation_id
+    )
+
+
+def end_if_done(session: Session, workflow: Workflow, operation_id: UUID) -> bool:
+    """End an operation of which nothing is left to be done.
+
+    Returns:
+        True when the operation has succeeded, or has made up for all that it owed.
+    """
+    if operations.has_unfinished(session, operation_id):
         return False
     operation = session.get_one(Operation, operation_id, populate_existing=True)
     if operation.state.is_final:

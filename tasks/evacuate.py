@@ -4,7 +4,6 @@ An operation of operations: every guest is one of its own, begun a few at a time
 moved is left with its reason, and stops nobody else.
 """
 
-import time
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -13,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import InnkeeperError, Interrupted, LeaseLost
-from models.children import Child, cancel_children, list_children
+from models.children import Child, cancel_children, count_live_children, list_children
 from models.fencing import Resident, list_residents
 from models.host import Host
 from models.operation import Operation, Step
@@ -21,15 +20,15 @@ from tasks.context import StepContext
 from tasks.evacuation_choice import begin_move, find_refusal
 from tasks.fenced_operations import settle_operations
 from tasks.fencing import confirm_silence, fence_host
-from tasks.workflow import Done, On, StepSpec, Workflow
+from tasks.workflow import Done, On, Parked, StepSpec, Workflow
 
-LOOK_AGAIN_S = 0.5
+LOOK_AGAIN_S = 5.0
 
 
 def move_guests(context: StepContext) -> Done:
     """Have every guest moved that can be, a few at a time, and tell of the others why not.
 
-    Queue: control; as long as the slowest of them.
+    Queue: control; milliseconds a time, until the slowest of them has ended.
     Idempotency: a guest's move has an id that follows from this operation; it is begun once.
     Undo: none; cancelling asks the moves that have not begun to stop.
     On crash: goes on with the moves that are there.
@@ -39,25 +38,35 @@ def move_guests(context: StepContext) -> Done:
     host = str(operation.src_host)
     fencing_id = UUID(context.details["fence_host"]["fencing_id"])
     at_once = int(operation.params["spec"].get("concurrency", 4))
-    left: dict[UUID, dict[str, Any]] = {}
-    while True:
-        children, waiting, pools = context.database.run(partial(_look, parent=operation, host=host))
-        live = [child for child in children if not child.state.is_final]
-        waiting = [guest for guest in waiting if guest.instance_id not in left]
-        for guest in waiting[: max(0, at_once - len(live))]:
-            try:
-                _begin(context, guest, pools=pools, fencing_id=fencing_id)
-            except (Interrupted, LeaseLost):
-                raise
-            except InnkeeperError as error:
-                context.note(f"{guest.name} is left: {error.message}")
-                left[guest.instance_id] = _tell_left(guest, error)
-        context.midway()
-        if not live and not waiting:
-            return Done({"left": list(left.values())})
-        _show(context, children, waiting=len(waiting), left=len(left))
-        context.checkpoint()
-        time.sleep(LOOK_AGAIN_S)
+    left: dict[str, dict[str, Any]] = dict(context.step.undo.get("left") or {})
+    children, waiting, pools = context.database.run(partial(_look, parent=operation, host=host))
+    live = sum(not child.state.is_final for child in children)
+    begun = 0
+    for guest in waiting:
+        if str(guest.instance_id) in left:
+            continue
+        if live + begun >= at_once:
+            break
+        try:
+            _begin(context, guest, pools=pools, fencing_id=fencing_id)
+            begun += 1
+        except (Interrupted, LeaseLost):
+            raise
+        except InnkeeperError as error:
+            context.note(f"{guest.name} is left: {error.message}")
+            left[str(guest.instance_id)] = _tell_left(guest, error)
+            context.intend(left=left)
+    context.midway()
+    if not live and not begun:
+        return Done({"left": list(left.values())})
+    to_begin = sum(str(guest.instance_id) not in left for guest in waiting) - begun
+    _show(context, children, waiting=to_begin + begun, left=len(left))
+    context.checkpoint()
+    raise Parked(
+        f"{live + begun} guests on their way, and {to_begin} after them",
+        after_s=LOOK_AGAIN_S,
+        still=lambda session: count_live_children(session, operation.id) == live + begun,
+    )
 
 
 def _look(

@@ -4,16 +4,21 @@ from dataclasses import asdict
 from typing import Any
 
 from innkeeper.errors import InnkeeperError
+from innkeeper.states import Storage
 from innkeeper.types import MigrationPolicy
 from models.migrations import find_link_bytes_s, set_migration
 from tasks.context import StepContext
 from tasks.forecast import MIB, forecast
+from tasks.guest_disks import get_guest_disks
+from virt.resident_memory import find_resident_bytes
 
 # What a gigabit link carries; used until a migration between the two hosts has told better.
 ASSUMED_LINK_BYTES_S = 112 * MIB
 # Measuring takes a second, which only a transfer that lasts much longer may cost.
 WORTH_MEASURING_S = 20.0
 MEASURED_FOR_S = 1
+# The unit of st_blocks, whatever the file system's own block is.
+BLOCK_BYTES = 512
 
 
 def foretell(context: StepContext, policy: MigrationPolicy) -> dict[str, Any]:
@@ -35,12 +40,15 @@ def foretell(context: StepContext, policy: MigrationPolicy) -> dict[str, Any]:
     link_bytes_s = known or float(ASSUMED_LINK_BYTES_S)
     if policy.bandwidth_mib_s:
         link_bytes_s = min(link_bytes_s, float(policy.bandwidth_mib_s * MIB))
-    memory_bytes = instance.memory_mib * MIB
+    resident_bytes = find_resident_bytes(instance.id, instance.memory_mib * MIB)
+    memory_bytes = instance.memory_mib * MIB if resident_bytes is None else resident_bytes
+    disk_bytes = _count_disk_bytes(context)
     dirty_bytes_s: int | None = None
     if memory_bytes / link_bytes_s >= WORTH_MEASURING_S:
         dirty_bytes_s = _measure(context)
     told = forecast(
         memory_bytes=memory_bytes,
+        disk_bytes=disk_bytes,
         link_bytes_s=link_bytes_s,
         dirty_bytes_s=float(dirty_bytes_s or 0),
         max_downtime_ms=policy.max_downtime_ms,
@@ -48,6 +56,8 @@ def foretell(context: StepContext, policy: MigrationPolicy) -> dict[str, Any]:
     )
     facts = {
         **asdict(told),
+        "memory_bytes": memory_bytes,
+        "disk_bytes": disk_bytes,
         "link_bytes_s": round(link_bytes_s),
         "link_is_assumed": known is None and not policy.bandwidth_mib_s,
         "dirty_bytes_s": dirty_bytes_s,
@@ -62,6 +72,16 @@ def foretell(context: StepContext, policy: MigrationPolicy) -> dict[str, Any]:
     if dirty_bytes_s is not None:
         context.note(told.why)
     return facts
+
+
+def _count_disk_bytes(context: StepContext) -> int:
+    """Return what is copied of the disks: what their files take, and nothing of shared ones."""
+    if context.details["check_source"]["storage"] != Storage.BLOCK:
+        return 0
+    directory = context.pool.instance_dir(context.instance.id)
+    return sum(
+        (directory / disk.file).stat().st_blocks * BLOCK_BYTES for disk in get_guest_disks(context)
+    )
 
 
 def _measure(context: StepContext) -> int | None:

@@ -22,12 +22,10 @@ def record_done(engine: Engine, claim: Claim, done: Done) -> Verdict:
     """Record a step as done, with its own commit; the last one ends the operation."""
 
     def record(session: Session) -> bool:
-        ledger.complete_step(session, claim.step.key, done.detail)
+        goes_on = ledger.complete_and_ring(session, claim.step.key, done.detail)
         if done.commit is not None:
             done.commit(session)
-        has_ended = endings.advance(
-            session, claim.workflow, claim.operation.id, claim.step.key.position
-        )
+        has_ended = not goes_on and endings.end_if_done(session, claim.workflow, claim.operation.id)
         crash_point(claim.where, "recording")
         return has_ended
 

@@ -123,17 +123,16 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
             refuse_unreadable(parts.keyring, fields)
             return accept(session, envelope, fields)
 
-        def work(session: Session) -> UUID | InnkeeperError:
-            answer = find_repeated(session, envelope, kind, fields) or find_refusal(
+        def work(session: Session) -> tuple[UUID | InnkeeperError, bool]:
+            known = find_repeated(session, envelope, kind, fields) or find_refusal(
                 session, task_id, call
             )
-            if answer is None:
-                answer = _accept_or_refuse(session, opened_and_accepted, envelope, fields)
+            answer = known or _accept_or_refuse(session, opened_and_accepted, envelope, fields)
             crash_point(f"request.{kind}", "accepting")
-            return answer
+            return answer, known is None and answer == task_id
 
         try:
-            answer = parts.database.run(work)
+            answer, is_new = parts.database.run(work)
         except InnkeeperError as exc:
             _refuse(app, task_id, exc)
         except SQLAlchemyError:
@@ -146,8 +145,10 @@ def _register_request(app: Celery, engine: Callable[[], Engine], kind: str) -> N
                 _refuse(app, task_id, answer)
                 return
             crash_point(f"request.{kind}", "accepted")
-            parts.bells.ring(answer)
-            parts.bells.publish_outcome(answer)
+            has_steps = parts.bells.ring(answer)
+            # One that was known may have ended, and this call's task id may be new to it.
+            if not (has_steps and is_new):
+                parts.bells.publish_outcome(answer)
 
     summary = (inspect.getdoc(accept) or f"Take on a {kind}.").splitlines()[0]
     receive.__doc__ = f"{summary}\n{REQUEST_NOTES}"

@@ -197,16 +197,17 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     refuse_impossible(spec)
     disk_gib = size_gib(plan_disks(spec, image_bytes=find_virtual_size(session, spec.sha256)))
     wire = spec.model_dump(mode="json")
-    instance_id = uuid4()
     new = _new(envelope, "spawn", fields, {}, deadline_s=SPAWN_MARGIN_S + spec.boot_timeout_s)
     insert_operation(session, new, [])
-    written = session.scalar(
+    instance = session.scalars(
         upsert(Instance)
         .values(
-            id=instance_id,
+            id=uuid4(),
             name=spec.name,
             spec=wire,
             state=InstanceState.BUILDING,
+            operation_id=new.id,
+            epoch=1,
             pool=spec.pool,
             vcpus=spec.vcpus,
             memory_mib=spec.memory_mib,
@@ -215,36 +216,45 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         .on_conflict_do_nothing(
             index_elements=[Instance.name], index_where=text("state <> 'deleted'")
         )
-        .returning(Instance.id)
-    )
-    if written is None:
+        .returning(Instance)
+    ).one_or_none()
+    if instance is None:
         raise AlreadyExists(
             f"There is an instance {spec.name!r} already.", {"what": "instance", "name": spec.name}
         )
-    instance = take_instance(session, instance_id, new, allowed=frozenset({InstanceState.BUILDING}))
     if spec.group is not None:
         join_group(session, instance, name=spec.group.name, policy=spec.group.policy)
     host, refusals = choose_and_claim(
         session,
         instance=instance,
         operation_id=new.id,
-        demand=demand_of(session, instance),
+        demand=demand_of(session, instance, disk_gib=disk_gib),
         wanted=spec.host,
         ignored=frozenset(),
     )
-    _write_choice(session, new.id, host, refusals)
     instance.host = host
+    _write_choice(
+        session,
+        new.id,
+        host,
+        refusals,
+        instance_id=instance.id,
+        epoch=instance.epoch,
+        state_before=instance.state.value,
+    )
     append_steps(
         session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host, spec=wire), first_position=0
     )
 
 
-def _write_choice(session: Session, operation_id: UUID, host: str, refusals: list[Refusal]) -> None:
-    """Write which host was chosen, and why not the others."""
+def _write_choice(
+    session: Session, operation_id: UUID, host: str, refusals: list[Refusal], **more: Any
+) -> None:
+    """Write which host was chosen, why not the others, and what else is known by then."""
     session.execute(
         update(Operation)
         .where(Operation.id == operation_id)
-        .values(dst_host=host, refusals=[refusal.to_wire() for refusal in refusals])
+        .values(dst_host=host, refusals=[refusal.to_wire() for refusal in refusals], **more)
     )
 
 

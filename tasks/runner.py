@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -28,9 +27,7 @@ from innkeeper.errors import (
 )
 from innkeeper.states import StepState
 from models import debts, ledger
-from models.host import Host
-from models.instance import Instance
-from models.operation import Operation
+from models.claimed_rows import read_claimed_rows
 from models.session import Database
 from tasks.context import StepContext, name_boundary
 from tasks.crashpoints import crash_point
@@ -95,12 +92,9 @@ def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) 
         state = ledger.find_step_state(session, operation_id, position)
         is_over = state in (StepState.DONE, StepState.UNDONE, StepState.FAILED)
         return Verdict.PASS_ON if is_over else Verdict.IGNORE
-    operation, instance, is_fenced = session.execute(
-        select(Operation, Instance, Host.fenced_at.is_not(None))
-        .outerjoin(Instance, Instance.id == Operation.instance_id)
-        .outerjoin(Host, Host.name == step.host)
-        .where(Operation.id == operation_id)
-    ).one()
+    operation, instance, is_fenced = read_claimed_rows(
+        session.connection(), operation_id, host=step.host
+    )
     workflow = engine.workflows[operation.kind]
     spec = workflow.get_step(step.name)
     if step.host is not None and (engine.services is None or engine.services.name != step.host):

@@ -27,15 +27,15 @@ from tasks.workflow import On, StepSpec, Workflow
 
 def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
     instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    instance.state = InstanceState.ACTIVE
-    instance.power_state = PowerState.RUNNING
-    instance.power_observed_at = func.clock_timestamp()
     boot = session.scalars(
         select(Step.detail)
         .where(Step.operation_id == operation.id, Step.name == "wait_boot")
         .order_by(Step.position.desc())
         .limit(1)
     ).one()
+    instance.state = InstanceState.ACTIVE
+    instance.power_state = PowerState.RUNNING
+    instance.power_observed_at = func.clock_timestamp()
     instance.boot_stage = BootStage(boot["boot_stage"])
     return view_settled(session, instance, operation)
 

@@ -100,12 +100,18 @@ class BareMigration:
         make_overlay(lab, a, xml)
         self._conns[a].defineXML(xml).create()
 
-    def run_once(self) -> tuple[float, float]:
-        """Move the twin to the other host; return total and downtime in ms."""
+    def run_once(self, *, link_mib_s: int = 0) -> tuple[float, float]:
+        """Move the twin to the other host; return total and downtime in ms.
+
+        Args:
+            link_mib_s: the most that may be sent, MiB/s; 0 for whatever the link carries.
+        """
         domain = self._conns[self._at].lookupByName(self.name)
         address = self._addresses[self._other]
         self._completed.clear()
-        params = {libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://{address}"}
+        params: dict[str, str | int] = {libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://{address}"}
+        if link_mib_s:
+            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = link_mib_s
         started = time.perf_counter()
         domain.migrateToURI3(f"qemu+tcp://{address}/system", params, _MIGRATE)
         total_ms = (time.perf_counter() - started) * 1000

@@ -20,6 +20,7 @@ from rich.console import Console
 from innkeeper import Innkeeper
 from lab.handle import Lab
 from lab.show.bare import BareMigration, BareSpawn
+from lab.show.drain_bench import measure_drain
 from lab.show.forecast_bench import measure_forecasts
 from lab.show.instant_bench import measure_instant_boot
 from lab.show.loaded_bench import Load, measure_loaded_migration
@@ -35,14 +36,21 @@ def run(
         int, typer.Option(help="Cold spawns of a 1 GiB image over 50 MB/s, by each delivery.")
     ] = 0,
     migrations: Annotated[
-        int, typer.Option(help="Migrations under memory load, of each kind.")
+        int,
+        typer.Option(help="Migrations under memory load: by each hand-over, and by libvirt alone."),
     ] = 0,
     load_mib_s: Annotated[
         int, typer.Option(help="How fast that guest rewrites its memory, MiB/s.")
-    ] = 30,
+    ] = 16,
     load_mib: Annotated[int, typer.Option(help="How much of it, MiB.")] = 64,
+    link_mib_s: Annotated[
+        int, typer.Option(help="What either migration may send, MiB/s; 0 for all the link carries.")
+    ] = 32,
     forecasts: Annotated[
         int, typer.Option(help="Migrations under different loads, foretold and achieved.")
+    ] = 0,
+    drained_guests: Annotated[
+        int, typer.Option(help="Guests of a host that is drained, with a timeline.")
     ] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Accepted for symmetry; the report is always JSON.")
@@ -68,28 +76,36 @@ def run(
             env = lab.env()
             client = Innkeeper(env["INNKEEPER_BROKER_URL"], env["INNKEEPER_RESULT_URL"])
             report: dict[str, Any] = {}
-            if spawn_pairs:
-                status.update("Spawning")
-                report["spawn"] = measure_spawn(lab, client, spawn_pairs)
-            if migration_pairs:
-                status.update("Migrating")
-                report["migration"] = measure_migration(lab, client, migration_pairs)
-            if domains:
-                status.update("Synchronising power states")
-                report["power_sync"] = measure_power_sync(lab, domains)
-            if instant_boots:
-                status.update("Booting from afar")
-                report["instant_boot"] = measure_instant_boot(lab, client, instant_boots)
-            if migrations:
-                status.update("Migrating under load")
-                report["loaded_migration"] = measure_loaded_migration(
-                    lab, client, migrations, Load(load_mib_s, load_mib)
-                )
-            if forecasts:
-                status.update("Foretelling")
-                report["forecast"] = measure_forecasts(lab, client, forecasts, console)
-            client.close()
-    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+            try:
+                if spawn_pairs:
+                    status.update("Spawning")
+                    report["spawn"] = measure_spawn(lab, client, spawn_pairs)
+                if migration_pairs:
+                    status.update("Migrating")
+                    report["migration"] = measure_migration(lab, client, migration_pairs)
+                if domains:
+                    status.update("Synchronising power states")
+                    report["power_sync"] = measure_power_sync(lab, domains)
+                if instant_boots:
+                    status.update("Booting from afar")
+                    report["instant_boot"] = measure_instant_boot(lab, client, instant_boots)
+                if migrations:
+                    status.update("Migrating under load")
+                    report["loaded_migration"] = measure_loaded_migration(
+                        lab, client, migrations, Load(load_mib_s, load_mib, link_mib_s)
+                    )
+                if forecasts:
+                    status.update("Foretelling")
+                    report["forecast"] = measure_forecasts(lab, client, forecasts, console)
+                if drained_guests:
+                    status.update("Draining")
+                    report["drain"] = measure_drain(
+                        lab, client, _boot_guest(lab), drained_guests, console
+                    )
+            finally:
+                # What was measured before something failed is not lost with it.
+                sys.stdout.write(json.dumps(report, indent=2) + "\n")
+                client.close()
 
 
 def measure_spawn(lab: Lab, client: Innkeeper, pairs: int) -> dict[str, Any]:

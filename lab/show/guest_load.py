@@ -23,34 +23,21 @@ class GuestLoad:
     def __init__(self, lab: Lab, name: str) -> None:
         self._lab = lab
         self._name = name
-        self._pid: int | None = None
 
     def start(self, host: str, *, rate_mib_s: int, size_mib: int) -> None:
-        """Begin to rewrite; returns when it goes on steadily.
+        """Begin to rewrite, until the guest ends; returns when it goes on steadily.
 
         Args:
             host: where the guest is now.
             rate_mib_s: how fast; 0 for nothing at all.
             size_mib: how much memory, over and over.
         """
-        self.stop(host)
-        if rate_mib_s:
-            self._pid = self._run(host, "/bin/dirty", str(rate_mib_s), str(size_mib))
-            time.sleep(_SETTLE_S)
-            if self._ask(host, "guest-exec-status", pid=self._pid)["exited"]:
-                raise RuntimeError(f"the load of {self._name} has ended by itself")
-
-    def stop(self, host: str) -> None:
-        """End it; nothing happens when none runs."""
-        if self._pid is None:
+        if not rate_mib_s:
             return
-        self._run(host, "/bin/kill", "-9", str(self._pid))
-        give_up_at = time.monotonic() + _PATIENCE_S
-        while not self._ask(host, "guest-exec-status", pid=self._pid)["exited"]:
-            if time.monotonic() > give_up_at:
-                raise RuntimeError(f"the load of {self._name} does not end")
-            time.sleep(0.1)
-        self._pid = None
+        pid = self._run(host, "/bin/dirty", str(rate_mib_s), str(size_mib))
+        time.sleep(_SETTLE_S)
+        if self._ask(host, "guest-exec-status", pid=pid)["exited"]:
+            raise RuntimeError(f"the load of {self._name} has ended by itself")
 
     def await_agent(self, host: str) -> None:
         """Wait until the guest's agent answers."""

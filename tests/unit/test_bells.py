@@ -21,6 +21,8 @@ class _SlowDatabase:
         assert self.answer.wait(PATIENCE_S)
         return []
 
+    run_one = run
+
 
 def test_a_second_sweep_does_not_publish_what_the_first_is_publishing() -> None:
     database = _SlowDatabase()

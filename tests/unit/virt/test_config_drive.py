@@ -262,7 +262,7 @@ def test_what_is_written_is_json_and_yaml(text: str) -> None:
         max_size=6,
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_image_gives_back_what_was_put_in(files: dict[str, bytes]) -> None:
     # A name cannot be a file and a directory.
     files = {p: c for p, c in files.items() if not any(o.startswith(p + "/") for o in files)}

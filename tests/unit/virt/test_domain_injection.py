@@ -132,7 +132,7 @@ def structure(xml: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=texts)
 def test_text_stays_text(place: str, text: str) -> None:
     put, where = PLACES[place]
