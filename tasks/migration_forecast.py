@@ -8,7 +8,7 @@ from innkeeper.states import Storage
 from innkeeper.types import MigrationPolicy
 from models.migrations import find_link_bytes_s, set_migration
 from tasks.context import StepContext
-from tasks.forecast import MIB, forecast
+from tasks.forecast import MIB, Forecast, forecast
 from tasks.guest_disks import get_guest_disks
 from virt.resident_memory import find_resident_bytes
 
@@ -17,6 +17,8 @@ ASSUMED_LINK_BYTES_S = 112 * MIB
 # Measuring takes a second, which only a transfer that lasts much longer may cost.
 WORTH_MEASURING_S = 20.0
 MEASURED_FOR_S = 1
+# A migration that may not end can wait for a better look.
+MEASURED_AGAIN_FOR_S = 3
 # The unit of st_blocks, whatever the file system's own block is.
 BLOCK_BYTES = 512
 
@@ -45,15 +47,27 @@ def foretell(context: StepContext, policy: MigrationPolicy) -> dict[str, Any]:
     disk_bytes = _count_disk_bytes(context)
     dirty_bytes_s: int | None = None
     if memory_bytes / link_bytes_s >= WORTH_MEASURING_S:
-        dirty_bytes_s = _measure(context)
-    told = forecast(
-        memory_bytes=memory_bytes,
-        disk_bytes=disk_bytes,
-        link_bytes_s=link_bytes_s,
-        dirty_bytes_s=float(dirty_bytes_s or 0),
-        max_downtime_ms=policy.max_downtime_ms,
-        deadline_s=policy.deadline_s,
-    )
+        dirty_bytes_s = _measure(context, MEASURED_FOR_S)
+
+    def tell() -> Forecast:
+        return forecast(
+            memory_bytes=memory_bytes,
+            disk_bytes=disk_bytes,
+            link_bytes_s=link_bytes_s,
+            dirty_bytes_s=float(dirty_bytes_s or 0),
+            max_downtime_ms=policy.max_downtime_ms,
+            deadline_s=policy.deadline_s,
+        )
+
+    told = tell()
+    if dirty_bytes_s and not told.will_converge:
+        # QEMU's sample of a small guest is coarse; nobody is frightened by one look alone.
+        again_bytes_s = _measure(context, MEASURED_AGAIN_FOR_S)
+        if again_bytes_s is not None:
+            dirty_bytes_s = _mean(
+                (dirty_bytes_s, MEASURED_FOR_S), (again_bytes_s, MEASURED_AGAIN_FOR_S)
+            )
+            told = tell()
     facts = {
         **asdict(told),
         "memory_bytes": memory_bytes,
@@ -84,9 +98,14 @@ def _count_disk_bytes(context: StepContext) -> int:
     )
 
 
-def _measure(context: StepContext) -> int | None:
+def _mean(*looks: tuple[int, int]) -> int:
+    """Return the mean of rates, each with the seconds that it was measured for."""
+    return sum(rate * seconds for rate, seconds in looks) // sum(seconds for _, seconds in looks)
+
+
+def _measure(context: StepContext, seconds: int) -> int | None:
     try:
-        return context.host.hypervisor.measure_dirty_rate(context.instance.id, MEASURED_FOR_S)
+        return context.host.hypervisor.measure_dirty_rate(context.instance.id, seconds)
     except InnkeeperError as exc:
         # A forecast is a courtesy: without it the migration is the same.
         context.log.info("dirty rate not measured", reason=str(exc))
