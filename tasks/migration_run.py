@@ -136,23 +136,12 @@ def _see_post_copy_through(
     if context.step.undo.get("resumes") is None:
         context.intend(resumes=True)
         context.note("takes up the interrupted post-copy again")
-    _let_go_of_connections(context)
     policy = policy_of(context.operation.params)
     request = replace(_request(context, policy), is_resumed_post_copy=True)
     job = hypervisor.migrate(instance_id, request)
     watch = MigrationWatch(context, policy)
     error = watch.see(job)
     return watch.completed_stats, error
-
-
-def _let_go_of_connections(context: StepContext) -> None:
-    """Have QEMU give its old connections up: it takes new ones only then, and TCP is patient."""
-    try:
-        context.host.hypervisor.pause_post_copy(context.instance.id)
-    except HypervisorUnavailable:
-        raise
-    except InnkeeperError as exc:
-        context.log.info("post-copy not paused", reason=str(exc))
 
 
 def _run_job(

@@ -285,11 +285,6 @@ def abort_job(conn: Any, instance_id: UUID) -> None:
             raise
 
 
-def pause_post_copy(conn: Any, instance_id: UUID) -> None:
-    """Have QEMU give up a post-copy's connections, so that new ones can be made."""
-    lookup(conn, instance_id).abortJobFlags(libvirt.VIR_DOMAIN_ABORT_JOB_POSTCOPY)
-
-
 def set_max_downtime(conn: Any, instance_id: UUID, downtime_ms: int) -> None:
     """Set the pause QEMU may plan for at the switch-over."""
     lookup(conn, instance_id).migrateSetMaxDowntime(downtime_ms, 0)

@@ -537,14 +537,6 @@ class Hypervisor:
             instance_id,
         )
 
-    def pause_post_copy(self, instance_id: UUID) -> None:
-        """Have QEMU give up the connections of a broken post-copy; without, it waits for TCP."""
-        self._control(
-            "pause the post-copy",
-            lambda conn: guest.pause_post_copy(conn, instance_id),
-            instance_id,
-        )
-
     def start_post_copy(self, instance_id: UUID) -> None:
         """Let a migrating guest go on at the destination now; its memory follows.
 
