@@ -8,8 +8,9 @@ import pytest
 from innkeeper.errors import BootTimeout, CloudInitFailed
 from innkeeper.states import BootStage
 from tests.virt.conftest import Guest, Host, MakeGuest
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until
 from virt.boot import wait_for_boot
+from virt.console import tail
 
 pytestmark = pytest.mark.lab
 
@@ -27,6 +28,8 @@ def linux(src: Host, make_guest: MakeGuest) -> Guest:
     src.hypervisor.define(guest.xml)
     src.hypervisor.ensure_started(guest.id)
     climb(src, guest, BootStage.AGENT, timeout_s=2 * PATIENCE_S)
+    # The console reaches its file by way of another daemon, the agent's answer does not.
+    wait_until(lambda: bool(tail(guest.console)), what="the console's first lines")
     return guest
 
 
