@@ -1,5 +1,6 @@
 """Claims: the database decides whether a guest fits, under the host's row lock."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -67,16 +68,21 @@ _SNAPSHOT = """
            h.reserved_vcpus, h.reserved_memory_mib, h.reserved_disk_gib,
            h.cpu_overcommit, h.memory_overcommit, h.disk_overcommit,
            h.pools, COALESCE(c.vcpus, 0)::int, COALESCE(c.memory_mib, 0)::int,
-           COALESCE(c.disk_gib, 0)::int, COALESCE(c.by_pool, '{}'::jsonb),
+           COALESCE(d.disk_gib, 0)::int, COALESCE(d.by_pool, '{}'::jsonb),
            COALESCE(c.instances, 0)::int
       FROM hosts h
       LEFT JOIN (SELECT host, sum(vcpus) AS vcpus, sum(memory_mib) AS memory_mib,
-                        sum(disk_gib) AS disk_gib, jsonb_object_agg(pool, disk_gib) AS by_pool,
-                        sum(instances) AS instances
-                   FROM (SELECT host, pool, sum(vcpus) AS vcpus, sum(memory_mib) AS memory_mib,
-                                sum(disk_gib) AS disk_gib, count(*) AS instances
-                           FROM claims GROUP BY host, pool) in_pools
-                  GROUP BY host) c ON c.host = h.name
+                        count(*) AS instances
+                   FROM claims GROUP BY host) c ON c.host = h.name
+      LEFT JOIN (SELECT host, sum(disk_gib) AS disk_gib, jsonb_object_agg(pool, disk_gib) AS by_pool
+                   FROM (SELECT host, pool, sum(disk_gib) AS disk_gib
+                           FROM (SELECT host, pool, disk_gib FROM claims
+                                 UNION ALL
+                                 SELECT own.host, other.key, other.value::int
+                                   FROM claims own, jsonb_each_text(own.elsewhere_gib) other
+                                  WHERE own.elsewhere_gib <> '{}') parts
+                          GROUP BY host, pool) in_pools
+                  GROUP BY host) d ON d.host = h.name
 """
 
 
@@ -108,12 +114,27 @@ def insert_claim(
     operation_id: UUID,
     pool: str,
     sizes: dict[str, int],
+    elsewhere_gib: Mapping[str, int] | None = None,
 ) -> None:
     """Claim a host's resources for a guest; the host's row must be locked and found to fit.
 
     A claim that the guest has on the host already is taken over by the operation.
+
+    Args:
+        session: an open transaction.
+        host: the host.
+        instance_id: the guest.
+        operation_id: the operation that holds it.
+        pool: the guest's own pool.
+        sizes: the claim's ``vcpus``, ``memory_mib``, and ``disk_gib`` in that pool.
+        elsewhere_gib: GiB of its disks in each other pool; None for none.
     """
-    values = {"operation_id": operation_id, "pool": pool, **sizes}
+    values = {
+        "operation_id": operation_id,
+        "pool": pool,
+        "elsewhere_gib": dict(elsewhere_gib or {}),
+        **sizes,
+    }
     session.execute(
         insert(Claim)
         .values(host=host, instance_id=instance_id, **values)

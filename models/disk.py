@@ -13,9 +13,10 @@ from models.base import Base, Timestamps
 class Disk(Timestamps, Base):
     """One disk of a guest.
 
-    ``file`` is a name within the guest's directory in the pool, the same on every host. A disk
-    with a ``backing_sha256`` leases that image in the cache of the guest's host. ``remote_url`` is
-    the source that a disk of an instantly booted guest still reads from; None once it does not.
+    ``file`` is a name within the guest's directory in ``pool``, the same on every host; None is the
+    guest's own pool, which workers of an earlier release mean. A disk with a ``backing_sha256``
+    leases that image in the cache of the guest's host. ``remote_url`` is the source that a disk of
+    an instantly booted guest still reads from; None once it does not.
 
     ``facts`` of every disk: ``content``, ``label``, ``preallocation``, and ``made``, how it came to
     be. Of the root disk of a guest whose kernel the host loads also ``kernel_sha256`` and
@@ -38,6 +39,7 @@ class Disk(Timestamps, Base):
     target: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     file: Mapped[str]
+    pool: Mapped[str | None]
     format: Mapped[Literal["qcow2", "raw"]] = mapped_column(String)
     bus: Mapped[Literal["virtio", "scsi", "sata", "ide"]] = mapped_column(String)
     size_bytes: Mapped[int] = mapped_column(BigInteger)

@@ -1,5 +1,6 @@
 """The disk part of a claim, put right once an image's own size is known."""
 
+from collections.abc import Mapping
 from uuid import UUID
 
 from sqlalchemy import select
@@ -12,8 +13,8 @@ from models.instance import Instance
 
 
 def fit_disk_claim(
-    session: Session, *, host: str, instance_id: UUID, disk_gib: int
-) -> float | None:
+    session: Session, *, host: str, instance_id: UUID, disk_gib: Mapping[str, int]
+) -> tuple[str, float] | None:
     """Make a guest's claim on a host what its disks take, if the host has room for it.
 
     The guest's row is told in any case, so that the next host is asked for the right size.
@@ -22,24 +23,30 @@ def fit_disk_claim(
         session: an open transaction.
         host: the host that holds the claim.
         instance_id: the guest.
-        disk_gib: GiB of all its disks.
+        disk_gib: GiB of its disks in each pool.
 
     Returns:
-        None when it fits; else the GiB that are free beside the guest's own claim.
+        None when it fits; else the first pool that is too full, and the GiB that are free there
+        beside the guest's own claim.
     """
     own = select(Claim).where(Claim.instance_id == instance_id, Claim.host == host)
     claim = session.scalars(own).one_or_none()
-    if claim is None or claim.disk_gib == disk_gib:
+    if claim is None:
+        return None
+    claimed_gib = {**claim.elsewhere_gib, claim.pool: claim.disk_gib}
+    if claimed_gib == dict(disk_gib):
         return None
     snapshot = lock_host_snapshot(session, host)
     if snapshot is None:
         return None
     instance = session.get_one(Instance, instance_id)
-    instance.disk_gib = disk_gib
-    free_gib = snapshot.disk_free_gib(instance.pool) + claim.disk_gib
-    if disk_gib > free_gib:
-        return free_gib
-    claim.disk_gib = disk_gib
+    instance.disk_gib = sum(disk_gib.values())
+    for pool, wanted_gib in disk_gib.items():
+        free_gib = snapshot.disk_free_gib(pool) + claimed_gib.get(pool, 0)
+        if wanted_gib > free_gib:
+            return pool, free_gib
+    claim.disk_gib = disk_gib.get(claim.pool, 0)
+    claim.elsewhere_gib = {pool: gib for pool, gib in disk_gib.items() if pool != claim.pool}
     return None
 
 

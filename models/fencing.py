@@ -248,12 +248,12 @@ def finish_return(session: Session, host: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A guest whose record has it on a host."""
+    """A guest whose record has it on a host; ``pools`` are those of its disks, its own first."""
 
     instance_id: UUID
     name: str
     state: str
-    pool: str
+    pools: list[str]
     verb: str | None
 
 
@@ -262,7 +262,11 @@ def list_residents(session: Session, host: str) -> list[Resident]:
     rows = session.execute(
         text(
             """
-            SELECT i.id, i.name, i.state, i.pool, o.kind
+            SELECT i.id, i.name, i.state,
+                   i.pool::text || ARRAY(SELECT DISTINCT d.pool::text FROM disks d
+                                          WHERE d.instance_id = i.id AND d.pool <> i.pool
+                                          ORDER BY 1),
+                   o.kind
               FROM instances i LEFT JOIN operations o ON o.id = i.operation_id
              WHERE i.host = :host AND i.state <> 'deleted' ORDER BY i.name
             """

@@ -55,7 +55,8 @@ class Host(Timestamps, Base):
 class Claim(Timestamps, Base):
     """CPU, memory and disk of a host that are spoken for by a guest.
 
-    ``pool`` is where the disk is; its default is for workers of a release that did not tell.
+    ``pool`` is where ``disk_gib`` is; its default is for workers of a release that did not tell.
+    ``elsewhere_gib`` tells by pool what the guest's disks take that are in others.
     """
 
     __tablename__ = "claims"
@@ -72,3 +73,4 @@ class Claim(Timestamps, Base):
     vcpus: Mapped[int]
     memory_mib: Mapped[int]
     disk_gib: Mapped[int]
+    elsewhere_gib: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))

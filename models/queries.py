@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from innkeeper.addresses import show_address
@@ -98,8 +98,9 @@ def _view(
 
 def _disks_of(session: Session, instance_ids: list[UUID]) -> dict[UUID, list[DiskView]]:
     found: dict[UUID, list[DiskView]] = {}
-    for disk in session.scalars(
-        select(Disk)
+    for disk, pool in session.execute(
+        select(Disk, func.coalesce(Disk.pool, Instance.pool))
+        .join(Instance, Instance.id == Disk.instance_id)
         .where(Disk.instance_id.in_(instance_ids))
         .order_by(Disk.instance_id, Disk.kind != "root", Disk.target)
     ):
@@ -111,6 +112,7 @@ def _disks_of(session: Session, instance_ids: list[UUID]) -> dict[UUID, list[Dis
                 format=disk.format,
                 size_bytes=disk.size_bytes,
                 serial=disk.serial,
+                pool=pool,
                 is_remote=disk.remote_url is not None,
             )
         )

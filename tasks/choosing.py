@@ -5,6 +5,7 @@ wait for each other. Under the group's lock nobody else places a member; under t
 nobody else claims there.
 """
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -17,10 +18,8 @@ from models.disk import Disk
 from models.image import CachedImage, Image
 from models.instance import Instance
 from models.server_groups import lock_group_stand
-from tasks.disk_plan import plan_disks, size_gib
+from tasks.disk_plan import plan_disks, size_gib, to_gib
 from tasks.placement import Demand, Refusal, list_refusals, no_host_fits, rank
-
-GIB = 1024**3
 
 
 def demand_of(
@@ -29,7 +28,7 @@ def demand_of(
     *,
     may_split_group: bool = False,
     keeps_group: bool = True,
-    disk_gib: int | None = None,
+    disk_gib: Mapping[str, int] | None = None,
 ) -> Demand:
     """Return what a guest needs of a host, as of now.
 
@@ -40,14 +39,13 @@ def demand_of(
         instance: the guest, held by the operation that places it.
         may_split_group: see ``MigrationPolicy``.
         keeps_group: False for whoever only foretells, and locks nothing.
-        disk_gib: what its disks may grow to, where that was counted already.
+        disk_gib: what its disks may grow to in each pool, where that was counted already.
     """
     group = lock_group_stand(session, instance, keeps=keeps_group)
     return Demand(
         vcpus=instance.vcpus,
         memory_mib=instance.memory_mib,
         disk_gib=_count_disk_gib(session, instance) if disk_gib is None else disk_gib,
-        pool=instance.pool,
         group=group,
         may_split_group=may_split_group,
         image_on=_find_hosts_with_image(session, instance),
@@ -97,11 +95,14 @@ def choose_and_claim(
             host=name,
             instance_id=instance.id,
             operation_id=operation_id,
-            pool=demand.pool,
+            pool=instance.pool,
             sizes={
                 "vcpus": demand.vcpus,
                 "memory_mib": demand.memory_mib,
-                "disk_gib": demand.disk_gib,
+                "disk_gib": demand.disk_gib.get(instance.pool, 0),
+            },
+            elsewhere_gib={
+                pool: gib for pool, gib in demand.disk_gib.items() if pool != instance.pool
             },
         )
         attempt.commit()
@@ -109,13 +110,19 @@ def choose_and_claim(
     raise no_host_fits(f"instance {instance.name}", refusals, wanted=wanted)
 
 
-def _count_disk_gib(session: Session, instance: Instance) -> int:
-    """Count what all disks may grow to; a root disk of the image's size by that, where known."""
-    made_bytes = session.scalar(
-        select(func.sum(Disk.size_bytes)).where(Disk.instance_id == instance.id)
-    )
-    if made_bytes is not None:
-        return -(-int(made_bytes) // GIB)
+def _count_disk_gib(session: Session, instance: Instance) -> dict[str, int]:
+    """Count what the disks may grow to; a root disk of the image's size by that, where known."""
+    pool = func.coalesce(Disk.pool, instance.pool)
+    made_bytes = session.execute(
+        select(pool, func.sum(Disk.size_bytes))
+        .where(Disk.instance_id == instance.id)
+        .group_by(Disk.pool)
+    ).all()
+    if made_bytes:
+        sizes: dict[str, int] = {}
+        for name, size_bytes in made_bytes:
+            sizes[name] = sizes.get(name, 0) + int(size_bytes)
+        return to_gib(sizes)
     image_bytes = session.scalar(select(Image.virtual_size_bytes).where(_is_image(instance)))
     spec = InstanceSpec.model_validate(instance.spec)
     return size_gib(plan_disks(spec, image_bytes=image_bytes or 0))

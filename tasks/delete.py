@@ -14,6 +14,7 @@ from models.instance import Instance
 from models.operation import Operation
 from models.queries import view_settled
 from tasks.context import StepContext
+from tasks.guest_pools import get_guest_pools
 from tasks.instance_files import ensure_instance_dir_removed
 from tasks.unsettled import keep_state, mark_unknown
 from tasks.workflow import Done, On, StepSpec, Workflow
@@ -47,7 +48,7 @@ def destroy_domain(context: StepContext) -> Done:
 
 
 def remove_files(context: StepContext) -> Done:
-    """Remove the guest's directory and console log.
+    """Remove the guest's directories and console log.
 
     Queue: host.<host>; milliseconds.
     Idempotency: what is gone is gone.
@@ -56,8 +57,11 @@ def remove_files(context: StepContext) -> Done:
     Retries: all failures, with back-off; then the guest counts as deleted, and what is left of its
         files is tried on as owed.
     """
-    ensure_instance_dir_removed(context.pool, context.instance.id)
+    pools = get_guest_pools(context)
+    ensure_instance_dir_removed(pools[0], context.instance.id)
     context.midway()
+    for pool in pools[1:]:
+        ensure_instance_dir_removed(pool, context.instance.id)
     context.host.console_path(context.instance.id).unlink(missing_ok=True)
     return Done()
 

@@ -1,6 +1,7 @@
 """Which disks a guest gets, under which names; pure functions of its spec."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Literal
@@ -34,6 +35,7 @@ class PlannedDisk:
         serial: what the guest reads as its serial number; unique within the guest.
         content: what is on it when the guest first sees it.
         label: of the file system or the swap space; None for none.
+        pool: the storage pool that it is in; the root disk's is the guest's own.
     """
 
     target: str
@@ -45,6 +47,7 @@ class PlannedDisk:
     serial: str
     content: Content = "none"
     label: str | None = None
+    pool: str = "local"
 
 
 def plan_disks(spec: InstanceSpec, *, image_bytes: int = 0) -> tuple[PlannedDisk, ...]:
@@ -66,6 +69,7 @@ def plan_disks(spec: InstanceSpec, *, image_bytes: int = 0) -> tuple[PlannedDisk
         bus=spec.hardware.root_bus,
         size_bytes=max(spec.disk_gib * GIB, image_bytes),
         serial=targets[0],
+        pool=spec.pool,
     )
     extra = (
         PlannedDisk(
@@ -78,6 +82,7 @@ def plan_disks(spec: InstanceSpec, *, image_bytes: int = 0) -> tuple[PlannedDisk
             serial=disk.serial or target,
             content="swap" if disk.kind == "swap" else disk.filesystem,
             label=disk.label,
+            pool=disk.pool or spec.pool,
         )
         for target, disk in zip(targets[1:], spec.disks, strict=True)
     )
@@ -106,9 +111,21 @@ def name_targets(buses: list[DiskBus]) -> list[str]:
     return targets
 
 
-def size_gib(disks: tuple[PlannedDisk, ...]) -> int:
-    """Return the GiB that disks take at most, rounded up."""
-    return -(-sum(disk.size_bytes for disk in disks) // GIB)
+def size_gib(disks: tuple[PlannedDisk, ...]) -> dict[str, int]:
+    """Return the GiB that disks take at most in each pool, rounded up."""
+    sizes: dict[str, int] = {}
+    for disk in disks:
+        sizes[disk.pool] = sizes.get(disk.pool, 0) + disk.size_bytes
+    return to_gib(sizes)
+
+
+def to_gib(sizes_bytes: Mapping[str, int]) -> dict[str, int]:
+    """Return the GiB of each pool, rounded up.
+
+    Args:
+        sizes_bytes: the bytes of each pool.
+    """
+    return {pool: -(-size // GIB) for pool, size in sizes_bytes.items()}
 
 
 def _refuse_equal_serials(disks: tuple[PlannedDisk, ...]) -> None:

@@ -1,5 +1,6 @@
 """Foretells a drain: which guest would go where as things are, without claiming anything."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -99,13 +100,14 @@ def foretell(
 
 def _load(host: HostSnapshot, demand: Demand) -> HostSnapshot:
     """Return a host with one guest more."""
-    in_pool = host.disk_claimed_gib_by_pool.get(demand.pool, 0) + demand.disk_gib
+    claimed_gib = Counter(host.disk_claimed_gib_by_pool)
+    claimed_gib.update(demand.disk_gib)
     return replace(
         host,
         vcpus_claimed=host.vcpus_claimed + demand.vcpus,
         memory_claimed_mib=host.memory_claimed_mib + demand.memory_mib,
-        disk_claimed_gib=host.disk_claimed_gib + demand.disk_gib,
-        disk_claimed_gib_by_pool={**host.disk_claimed_gib_by_pool, demand.pool: in_pool},
+        disk_claimed_gib=host.disk_claimed_gib + sum(demand.disk_gib.values()),
+        disk_claimed_gib_by_pool=dict(claimed_gib),
         instances=host.instances + 1,
     )
 

@@ -17,7 +17,7 @@ from models.fencing import Resident, list_residents
 from models.host import Host
 from models.operation import Operation, Step
 from tasks.context import StepContext
-from tasks.evacuation_choice import begin_move, find_refusal
+from tasks.evacuation_choice import begin_move, find_refusal, identify_pools
 from tasks.fenced_operations import settle_operations
 from tasks.fencing import confirm_silence, fence_host
 from tasks.workflow import Done, On, Parked, StepSpec, Workflow
@@ -87,9 +87,10 @@ def _begin(
     refusal = find_refusal(guest, host=str(operation.src_host), pools=pools)
     if refusal is not None:
         raise refusal
+    pool_ids = identify_pools(guest, pools)
     child = context.database.run(
         lambda session: begin_move(
-            session, operation, guest, fencing_id=fencing_id, pool_id=pools[guest.pool]["id"]
+            session, operation, guest, fencing_id=fencing_id, pool_ids=pool_ids
         )
     )
     context.ring(child)

@@ -5,6 +5,8 @@ other host's, and a copy on the dead one is stale by its epoch. Only after it th
 A worker that dies in between leaves the guest down, never doubled.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,13 +22,14 @@ from models.instance import Instance
 from models.operation import Operation
 from models.queries import view_settled
 from tasks.config_drive import FILE
-from tasks.context import StepContext
+from tasks.context import Pool, StepContext
 from tasks.direct_boot import describe_kernel
 from tasks.evacuation_choice import KIND
 from tasks.guest_abi import GuestAbi, require_offered
 from tasks.guest_data import wants_drive
 from tasks.guest_disks import get_config_drives, get_guest_disks
 from tasks.guest_domain import NVRAM_FILE, describe_domain
+from tasks.guest_pools import get_guest_pools, pool_of
 from tasks.guest_start import start_verified
 from tasks.next_host import choose_next_host
 from tasks.unsettled import mark_unknown
@@ -45,19 +48,19 @@ def find_files(context: StepContext) -> Done:
     On crash: looks again.
     Retries: none; another host may see what this one does not.
     """
-    pool, instance, host = context.pool, context.instance, context.host.name
-    src = context.operation.src_host
-    if not pool.shared or sharing.find_pool_id(pool.path) != context.operation.params["pool_id"]:
-        raise HostUnsuitable(
-            f"Pool {pool.name!r} of {host} is not the directory that {src} has under that name.",
-            {"host": host, "pool": pool.name},
-        )
+    instance, host = context.instance, context.host.name
+    pools = {pool.name: pool for pool in get_guest_pools(context)}
+    for pool in pools.values():
+        _require_same(context, pool)
     context.midway()
-    directory = pool.instance_dir(instance.id)
+    own = context.pool
+    directory = own.instance_dir(instance.id)
     disks = get_guest_disks(context)
-    wanted = [directory / disk.file for disk in disks]
+    wanted = [
+        pools[pool_of(instance, disk)].instance_dir(instance.id) / disk.file for disk in disks
+    ]
     wanted += [
-        pool.images.path_for(disk.backing_sha256, disk.backing_format or "qcow2")
+        own.images.path_for(disk.backing_sha256, disk.backing_format or "qcow2")
         for disk in disks
         if disk.backing_sha256 is not None
     ]
@@ -65,7 +68,7 @@ def find_files(context: StepContext) -> Done:
         wanted.append(directory / FILE)
     if _abi_of(instance).uefi_code_path is not None:
         wanted.append(directory / NVRAM_FILE)
-    missing = sorted(str(path.relative_to(pool.path)) for path in wanted if not path.is_file())
+    missing = sorted(_tell_place(path, pools.values()) for path in wanted if not path.is_file())
     if missing or not disks:
         raise HostUnsuitable(
             f"Host {host} does not see all files of {instance.name}: "
@@ -73,6 +76,28 @@ def find_files(context: StepContext) -> Done:
             {"host": host, "missing": missing, "hint": "A guest without its disks is not started."},
         )
     return Done({"files": len(wanted)})
+
+
+def _require_same(context: StepContext, pool: Pool) -> None:
+    """Refuse a pool that is not the very directory which the dead host had under its name."""
+    operation, host = context.operation, context.host.name
+    # An earlier release told of the one pool that a guest had.
+    known = operation.params.get("pool_ids") or {
+        context.instance.pool: operation.params.get("pool_id")
+    }
+    wanted = known.get(pool.name)
+    if wanted is None or not pool.shared or sharing.find_pool_id(pool.path) != wanted:
+        raise HostUnsuitable(
+            f"Pool {pool.name!r} of {host} is not the directory that {operation.src_host} has under"
+            " that name.",
+            {"host": host, "pool": pool.name},
+        )
+
+
+def _tell_place(path: Path, pools: Iterable[Pool]) -> str:
+    return next(
+        str(path.relative_to(pool.path)) for pool in pools if path.is_relative_to(pool.path)
+    )
 
 
 def define_elsewhere(context: StepContext) -> Done:

@@ -46,28 +46,47 @@ def find_refusal(guest: Resident, *, host: str, pools: Mapping[str, Any]) -> Inn
             f"Instance {guest.name} is {guest.state}; it is left on {host}.",
             {"expected": sorted(EVACUABLE), "actual": guest.state, "hint": hint},
         )
-    pool = pools.get(guest.pool) or {}
+    return next(
+        filter(None, (_refuse_pool(guest, host, name, pools) for name in guest.pools)), None
+    )
+
+
+def _refuse_pool(
+    guest: Resident, host: str, name: str, pools: Mapping[str, Any]
+) -> HostUnsuitable | None:
+    pool = pools.get(name) or {}
     if not pool.get("shared"):
+        whose = "The disks" if len(guest.pools) == 1 else "Disks"
         return HostUnsuitable(
-            f"The disks of {guest.name} are in pool {guest.pool!r} of {host}, which no other host "
+            f"{whose} of {guest.name} are in pool {name!r} of {host}, which no other host "
             "sees; it is left there.",
             {
                 "host": host,
-                "pool": guest.pool,
+                "pool": name,
                 "hint": f"Bring {host} back, or restore the guest from a backup under a new name.",
             },
         )
     if not pool.get("id"):
         return HostUnsuitable(
-            f"Host {host} has never told which directory its pool {guest.pool!r} is, so that "
+            f"Host {host} has never told which directory its pool {name!r} is, so that "
             f"nothing proves that another one is the same; {guest.name} is left there.",
-            {"host": host, "pool": guest.pool, "hint": f"Bring {host} back once."},
+            {"host": host, "pool": name, "hint": f"Bring {host} back once."},
         )
     return None
 
 
+def identify_pools(guest: Resident, pools: Mapping[str, Any]) -> dict[str, str]:
+    """Return which directories a guest's pools are, by name; find_refusal has passed them."""
+    return {name: pools[name]["id"] for name in guest.pools}
+
+
 def begin_move(
-    session: Session, parent: Operation, guest: Resident, *, fencing_id: UUID, pool_id: str
+    session: Session,
+    parent: Operation,
+    guest: Resident,
+    *,
+    fencing_id: UUID,
+    pool_ids: dict[str, str],
 ) -> UUID:
     """Take a guest for its move: write the operation, choose a host, claim there.
 
@@ -76,7 +95,7 @@ def begin_move(
         parent: the evacuation.
         guest: the guest.
         fencing_id: the proof that its host is dead.
-        pool_id: which directory its disks are in.
+        pool_ids: which directories its disks are in, by pool.
 
     Returns:
         The operation to ring.
@@ -92,7 +111,7 @@ def begin_move(
     new = NewOperation(
         id=child_id(parent.id, guest.instance_id),
         kind=KIND,
-        params={"fencing_id": str(fencing_id), "pool_id": pool_id},
+        params={"fencing_id": str(fencing_id), "pool_ids": pool_ids},
         request_digest=str(parent.id),
         deadline_s=GUEST_S,
         requested_by=parent.requested_by,
@@ -106,7 +125,7 @@ def begin_move(
         session,
         instance=instance,
         operation_id=new.id,
-        demand=_demand_of(session, instance, pool_id),
+        demand=_demand_of(session, instance, pool_ids),
         wanted=None,
         ignored=frozenset({src}),
     )
@@ -131,7 +150,7 @@ def foresee(
     instance = session.get_one(Instance, guest.instance_id)
     names, refusals = rank(
         list_host_snapshots(session),
-        _demand_of(session, instance, pools[guest.pool]["id"]),
+        _demand_of(session, instance, identify_pools(guest, pools)),
         wanted=None,
         ignored=frozenset({host}),
     )
@@ -148,7 +167,7 @@ def foresee(
     return {**told, "action": action, "dst": names[0], "message": busy}
 
 
-def _demand_of(session: Session, instance: Instance, pool_id: str) -> Demand:
+def _demand_of(session: Session, instance: Instance, pool_ids: Mapping[str, str]) -> Demand:
     # The others of an affinity group are on the dead host as well.
     demand = demand_of(session, instance, may_split_group=True)
-    return replace(demand, pool_id=pool_id)
+    return replace(demand, pool_ids=pool_ids)

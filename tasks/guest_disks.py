@@ -10,8 +10,9 @@ from models.disk import Disk
 from models.disks import find_drive, list_disks
 from models.image import Image
 from models.instance import Instance
-from tasks.context import Pool, StepContext
+from tasks.context import HostServices, Pool, StepContext, get_pool
 from tasks.guest_data import wants_drive
+from tasks.guest_pools import pool_of
 from virt.domain_spec import RemoteSource
 from virt.domain_xml import CdromSpec, DiskSpec
 
@@ -42,27 +43,42 @@ def get_config_drives(context: StepContext) -> tuple[CdromSpec, ...]:
     return (CdromSpec(target=drive.target, path=str(path), bus=drive.bus),)
 
 
-def describe_disks(pool: Pool, instance: Instance, disks: Iterable[Disk]) -> tuple[DiskSpec, ...]:
-    """Return what stands in the domain for each disk; the backing files are the pool's images."""
-    directory = pool.instance_dir(instance.id)
+def describe_disks(
+    services: HostServices, instance: Instance, disks: Iterable[Disk]
+) -> tuple[DiskSpec, ...]:
+    """Return what stands in the domain for each disk.
+
+    Args:
+        services: the host's parts; only its pools are used.
+        instance: the guest's row.
+        disks: the rows of its disks.
+
+    Raises:
+        HostUnsuitable: the host has no pool of such a name.
+    """
     return tuple(
-        DiskSpec(
-            target=disk.target,
-            path=str(directory / disk.file),
-            format=disk.format,
-            backing_path=None
-            if disk.backing_sha256 is None
-            else str(pool.images.path_for(disk.backing_sha256, disk.backing_format or "qcow2")),
-            backing_format=disk.backing_format or "qcow2",
-            bus=disk.bus,
-            serial=disk.serial,
-            remote_backing=describe_remote_backing(disk.remote_url),
-            # A server that is away is no broken disk: QEMU holds the guest until it is back. A
-            # write may fail as a read does, where it fills up a part of what lies below.
-            error_policy="stop" if disk.remote_url else None,
-            rerror_policy="stop" if disk.remote_url else None,
-        )
+        _describe_disk(get_pool(services, pool_of(instance, disk)), instance, disk)
         for disk in disks
+    )
+
+
+def _describe_disk(pool: Pool, instance: Instance, disk: Disk) -> DiskSpec:
+    """Return what stands in the domain for a disk; its backing file is one of its pool's images."""
+    return DiskSpec(
+        target=disk.target,
+        path=str(pool.instance_dir(instance.id) / disk.file),
+        format=disk.format,
+        backing_path=None
+        if disk.backing_sha256 is None
+        else str(pool.images.path_for(disk.backing_sha256, disk.backing_format or "qcow2")),
+        backing_format=disk.backing_format or "qcow2",
+        bus=disk.bus,
+        serial=disk.serial,
+        remote_backing=describe_remote_backing(disk.remote_url),
+        # A server that is away is no broken disk: QEMU holds the guest until it is back. A
+        # write may fail as a read does, where it fills up a part of what lies below.
+        error_policy="stop" if disk.remote_url else None,
+        rerror_policy="stop" if disk.remote_url else None,
     )
 
 

@@ -63,7 +63,7 @@ def describe_domain(
         abi,
         instance_id=instance.id,
         directory=pool.instance_dir(instance.id),
-        disks=describe_disks(pool, instance, disks),
+        disks=describe_disks(services, instance, disks),
         cdroms=tuple(cdroms),
     )
     return replace(

@@ -1,7 +1,8 @@
-"""The directory of a guest's own files in a pool: its making is recorded, its removal is narrow."""
+"""A guest's own directory in a pool: its making is recorded, its removal is narrow."""
 
 import shutil
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -31,6 +32,14 @@ def ensure_instance_dir_removed(pool: Pool, instance_id: UUID) -> bool:
     return True
 
 
-def is_recorded(pool: Pool, instance_id: UUID, recorded: str | Path | None) -> bool:
-    """True when the ledger says that this very directory was made by the operation."""
-    return recorded is not None and Path(recorded) == pool.instance_dir(instance_id)
+def list_recorded(pools: Iterable[Pool], instance_id: UUID, undo: Mapping[str, Any]) -> list[Pool]:
+    """Return the pools in which the ledger says that the operation made the guest's directory.
+
+    Args:
+        pools: those that the guest may be in.
+        instance_id: the guest.
+        undo: what the step has written of its intents.
+    """
+    # An earlier release wrote the one directory that a guest had.
+    recorded = {*undo.get("directories", ()), undo.get("directory")}
+    return [pool for pool in pools if str(pool.instance_dir(instance_id)) in recorded]

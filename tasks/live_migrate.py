@@ -18,13 +18,15 @@ from innkeeper.errors import (
     OutcomeUnknown,
     from_wire,
 )
-from innkeeper.states import Handover, InstanceState, PowerState, Storage
+from innkeeper.states import Handover, InstanceState, PowerState
 from models import ledger
 from models.claims import move_placement
 from models.operation import Operation
 from tasks import migration_network, migration_run
 from tasks.admission import LIMIT_MIGRATIONS
 from tasks.context import StepContext
+from tasks.copied_pools import find_source_inode, list_copied_pools
+from tasks.guest_pools import get_guest_pools
 from tasks.instance_files import ensure_instance_dir_removed
 from tasks.landing import ensure_landing_removed, find_inode
 from tasks.migration_candidates import CHECK_CANDIDATE, check_candidate
@@ -50,7 +52,7 @@ from virt import sharing
 
 
 def prepare_destination(context: StepContext) -> Done:
-    """Make ready what must exist on the destination: directories and, for block, an empty overlay.
+    """Make ready what must exist on the destination: directories, and the disks that are copied.
 
     Queue: host.<dst>; milliseconds, or as long as the base image takes to fetch.
     Idempotency: what is there already with the same base and size is kept.
@@ -171,8 +173,9 @@ def settle_destination(context: StepContext) -> Done:
     if not dst.is_off:
         migration_network.announce_guest(context)
     with suppress(OSError):
-        sharing.remove_probe(context.pool.path, context.operation.id)
-        sharing.remove_answer(context.pool.path, context.operation.id)
+        for pool in get_guest_pools(context):
+            sharing.remove_probe(pool.path, context.operation.id)
+            sharing.remove_answer(pool.path, context.operation.id)
     libvirt_downtime_ms = source.get("downtime_ms")
     detail: dict[str, Any] = {"handover_ms": handover_ms, "downtime_ms": None, "is_off": dst.is_off}
     if libvirt_downtime_ms is None and not dst.is_off:
@@ -273,11 +276,11 @@ def finish_source(context: StepContext) -> Done:
         hypervisor.ensure_undefined(instance.id)
         removed_copy = True
     context.midway()
-    checked = context.details["check_source"]
-    # A mount that came meanwhile would show the guest's disks in the place of the old ones.
-    is_same = find_inode(context.pool.instance_dir(instance.id)) == checked.get("inode")
-    if checked["storage"] == Storage.BLOCK and is_same:
-        ensure_instance_dir_removed(context.pool, instance.id)
+    for pool in list_copied_pools(context):
+        # A mount that came meanwhile would show the guest's disks in the place of the old ones.
+        inode = find_inode(pool.instance_dir(instance.id))
+        if inode == find_source_inode(context, pool):
+            ensure_instance_dir_removed(pool, instance.id)
     context.host.console_path(instance.id).unlink(missing_ok=True)
     return Done({"removed_copy": removed_copy})
 

@@ -18,7 +18,7 @@ from innkeeper.types import MigrationPolicy
 from models.claims import HostSnapshot
 from models.instance import Instance
 from models.operation import Step
-from tasks.context import StepContext
+from tasks.context import Pool, StepContext
 from tasks.migration_checks import (
     CHECKS_OF_GUEST,
     CHECKS_ON_SOURCE,
@@ -28,7 +28,7 @@ from tasks.migration_checks import (
 )
 from tasks.migration_checks.check import without_copy
 from tasks.migration_look import look_at_host
-from tasks.migration_storage import StorageLook
+from tasks.migration_storage import StorageLook, find_twin
 from tasks.placement import FILTERS, Demand
 from tasks.workflow import Done
 from virt import sharing
@@ -81,25 +81,25 @@ def check_candidate(context: StepContext) -> Done:
     move = candidate_move(context, str(context.step.host))
     context.midway()
     try:
-        return Done(look_at_host(move, _look_at_pool(move)))
+        return Done(look_at_host(move, {pool.name: _look_at(move, pool) for pool in move.pools}))
     except (HypervisorUnavailable, HypervisorBusy) as error:
         return Done({"checks": [_failed(move.dst, "libvirt", error.message, error.hint)]})
 
 
-def _look_at_pool(move: Move) -> dict[str, Any]:
-    """Return what a migration would learn by its probe, without leaving one."""
+def _look_at(move: Move, pool: Pool) -> dict[str, Any]:
+    """Return what a migration would learn of a pool by its probe, without leaving one."""
     return {
-        "pool": str(move.pool.path),
-        "pool_problem": _find_pool_problem(move),
-        "pool_id": sharing.find_pool_id(move.pool.path),
-        "has_files": move.pool.instance_dir(move.instance.id).exists(),
+        "path": str(pool.path),
+        "problem": _find_problem(pool),
+        "id": sharing.find_pool_id(pool.path),
+        "has_files": pool.instance_dir(move.instance.id).exists(),
     }
 
 
-def _find_pool_problem(move: Move) -> str | None:
+def _find_problem(pool: Pool) -> str | None:
     try:
         # It has no name, so that no crash leaves it behind.
-        with tempfile.TemporaryFile(dir=move.pool.path):
+        with tempfile.TemporaryFile(dir=pool.path):
             return None
     except OSError as error:
         return error.strerror or str(error)
@@ -115,31 +115,38 @@ def judge(context: StepContext) -> dict[str, list[Outcome]]:
     with ThreadPoolExecutor(max_workers=min(len(moves), MOST_AT_ONCE)) as pool:
         seen_from_here = list(pool.map(_look_across, moves))
     judged = {}
-    for move, (is_shared, across) in zip(moves, seen_from_here, strict=True):
+    for move, (shared, across) in zip(moves, seen_from_here, strict=True):
         outcomes = [*of_guest, *move.seen.get("checks", ()), *across]
-        judged[move.dst] = without_copy(outcomes) if is_shared else outcomes
+        judged[move.dst] = without_copy(outcomes, shared=shared, own=move.instance.pool)
     return judged
 
 
-def _look_across(move: Move) -> tuple[bool, list[Outcome]]:
-    """Return whether the pool is shared with a candidate, and what is seen of it from here."""
-    if "pool_id" not in move.seen:
+def _look_across(move: Move) -> tuple[set[str], list[Outcome]]:
+    """Return which pools are shared with a candidate, and what is seen of it from here."""
+    if "pools" not in move.seen:
         # It did not answer; why, its own look says.
-        return False, []
-    own_id = sharing.find_pool_id(move.pool.path)
-    is_shared = own_id is not None and own_id == move.seen["pool_id"]
-    look = StorageLook(
-        pool=move.pool.name,
+        return set(), []
+    looks = tuple(_look_from_here(move, pool) for pool in move.pools)
+    shared = {look.pool for look in looks if look.is_shared}
+    return shared, run_checks(CHECKS_ON_SOURCE, replace(move, storage=looks))
+
+
+def _look_from_here(move: Move, pool: Pool) -> StorageLook:
+    there = move.seen["pools"].get(pool.name) or {}
+    own_id = sharing.find_pool_id(pool.path)
+    is_shared = own_id is not None and own_id == there.get("id")
+    return StorageLook(
+        pool=pool.name,
         src=move.src,
         dst=move.dst,
-        file_system=get_file_system_type(move.pool.path),
+        file_system=get_file_system_type(pool.path),
         is_shared=is_shared,
         # Only the migration's own probe can tell; it is asked before anything is moved.
         is_lock_seen=is_shared,
-        is_trusted=move.pool.trusted_coherent,
-        has_files=bool(move.seen.get("has_files")),
+        is_trusted=pool.trusted_coherent,
+        has_files=bool(there.get("has_files")),
+        twin=find_twin(pool, move.pools, move.instance.id),
     )
-    return is_shared, run_checks(CHECKS_ON_SOURCE, replace(move, storage=look))
 
 
 def _read_looks(session: Session, context: StepContext) -> dict[str, Mapping[str, Any]]:

@@ -11,8 +11,9 @@ from innkeeper.types import InstanceSpec
 from models.disk import Disk
 from tasks.config_drive import FILE, rebuild_drive, write_drive
 from tasks.context import StepContext
+from tasks.copied_pools import list_copied_disks, list_copied_pools
 from tasks.direct_boot import fetch_direct_boot
-from tasks.guest_disks import get_guest_disks
+from tasks.guest_pools import pool_of
 from tasks.image_holding import Origin, hold_image, record_held
 from tasks.landing import claim_landing
 from tasks.workflow import Done
@@ -21,18 +22,22 @@ from virt.storage.choosing import get_backend
 
 
 def make_landing_disks(context: StepContext) -> Done:
-    """Make the guest's disks on its destination, after fetching what they are made of.
+    """Make those of the guest's disks that are copied, after fetching what they are made of.
 
     Returns:
         The names of the files, and what records the copies of what was fetched.
     """
-    disks = get_guest_disks(context)
+    instance = context.instance
+    pools, disks = list_copied_pools(context), list_copied_disks(context)
+    moves_home = instance.pool in {pool.name for pool in pools}
     base = _fetch_base(context, disks)
-    _, record_kernel = fetch_direct_boot(context, disks[0].facts)
-    directory = claim_landing(context)
+    record_kernel = None
+    if moves_home:
+        _, record_kernel = fetch_direct_boot(context, disks[0].facts)
+    directories = {pool.name: claim_landing(context, pool) for pool in pools}
     watch = Watch(check=context.checkpoint)
     for disk in disks:
-        backend = get_backend(disk.format, directory)
+        backend = get_backend(disk.format, directories[pool_of(instance, disk)])
         if base is not None and disk.backing_sha256 is not None:
             backend.create_root(disk.file, base=base, size_bytes=disk.size_bytes, watch=watch)
             continue
@@ -44,9 +49,9 @@ def make_landing_disks(context: StepContext) -> Done:
         )
     made = [disk.file for disk in disks]
     # Libvirt copies no read-only disk: the config drive is built anew, to the same bytes.
-    drive = rebuild_drive(context)
+    drive = rebuild_drive(context) if moves_home else None
     if drive is not None:
-        write_drive(directory / FILE, drive.image)
+        write_drive(directories[instance.pool] / FILE, drive.image)
         made.append(FILE)
     return Done({"made": made}, record_kernel)
 

@@ -4,12 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 from innkeeper.errors import InnkeeperError
-from innkeeper.states import Storage
 from innkeeper.types import MigrationPolicy
 from models.migrations import find_link_bytes_s, set_migration
-from tasks.context import StepContext
+from tasks.context import StepContext, get_pool
+from tasks.copied_pools import list_copied_disks
 from tasks.forecast import MIB, Forecast, forecast
-from tasks.guest_disks import get_guest_disks
+from tasks.guest_pools import pool_of
 from virt.resident_memory import find_resident_bytes
 
 # What a gigabit link carries; used until a migration between the two hosts has told better.
@@ -90,12 +90,12 @@ def foretell(context: StepContext, policy: MigrationPolicy) -> dict[str, Any]:
 
 def _count_disk_bytes(context: StepContext) -> int:
     """Return what is copied of the disks: what their files take, and nothing of shared ones."""
-    if context.details["check_source"]["storage"] != Storage.BLOCK:
-        return 0
-    directory = context.pool.instance_dir(context.instance.id)
-    return sum(
-        (directory / disk.file).stat().st_blocks * BLOCK_BYTES for disk in get_guest_disks(context)
+    instance = context.instance
+    copied = (
+        get_pool(context.host, pool_of(instance, disk)).instance_dir(instance.id) / disk.file
+        for disk in list_copied_disks(context)
     )
+    return sum(path.stat().st_blocks * BLOCK_BYTES for path in copied)
 
 
 def _mean(*looks: tuple[int, int]) -> int:

@@ -1,6 +1,6 @@
 """The first steps of a live migration: the source tells, the destination and the source look.
 
-Nothing is made here but the files that show whether the hosts share the guest's pool.
+Nothing is made here but the files that show whether the hosts share the guest's pools.
 """
 
 from dataclasses import replace
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from innkeeper.errors import PrecheckFailed
-from tasks.context import StepContext
+from tasks.context import StepContext, get_pool
 from tasks.landing import find_inode
 from tasks.migration_checks import (
     CHECKS_OF_GUEST,
@@ -25,6 +25,7 @@ from tasks.migration_checks.check import without_copy
 from tasks.migration_checks.ports import find_free_port
 from tasks.migration_endings import set_phase
 from tasks.migration_storage import (
+    StorageLook,
     choose_storage,
     explain_storage,
     look_from_source,
@@ -50,31 +51,26 @@ def survey_guest(context: StepContext) -> Done:
 
 
 def check_destination(context: StepContext) -> Done:
-    """Look whether the destination can take the guest, and leave a probe file for the source.
+    """Look whether the destination can take the guest, and leave probe files for the source.
 
     Queue: host.<dst>; tens of milliseconds.
-    Idempotency: only looks; the probe file's name is the operation's id.
-    Undo: removes the probe file.
+    Idempotency: only looks; a probe file's name is the operation's id.
+    Undo: removes the probe files.
     On crash: looks again.
     Retries: while libvirt is out of reach. Failed checks are reported with the source's.
     """
-    found: dict[str, Any] = {"pool_problem": None}
-    try:
-        found |= probe_on_destination(context)
-    except OSError as error:
-        found["pool_problem"] = error.strerror or str(error)
-    return Done(look_at_host(move_of(context), found))
+    return Done(look_at_host(move_of(context), probe_on_destination(context)))
 
 
-def look_at_host(move: Move, found: dict[str, Any]) -> dict[str, Any]:
+def look_at_host(move: Move, pools: dict[str, Any]) -> dict[str, Any]:
     """Make a destination's checks, and return what the source must know.
 
     Args:
         move: what is judged, on its destination.
-        found: what was found out about its pool.
+        pools: what was found out about each of its pools, by name.
     """
     seen = {
-        **found,
+        "pools": pools,
         "free_port": find_free_port(),
         "tls": look_on_destination(move.services, move.policy),
         "listen_address": move.services.listen_address,
@@ -84,55 +80,65 @@ def look_at_host(move: Move, found: dict[str, Any]) -> dict[str, Any]:
 
 def remove_probe(context: StepContext) -> None:
     """Undo of check_destination."""
-    directory = context.step.undo.get("probe_directory")
     context.midway()
-    if directory:
-        sharing.remove_probe(Path(directory), context.operation.id)
+    for directory in _list_directories(context, "probe"):
+        sharing.remove_probe(directory, context.operation.id)
 
 
 def check_source(context: StepContext) -> Done:
     """Look whether the source can let the guest go, and decide how its disks travel.
 
     Queue: host.<src>; tens of milliseconds.
-    Idempotency: only looks, and answers the destination's probe in a file of the operation's name.
-    Undo: removes the answer.
+    Idempotency: only looks, and answers the destination's probes in files of the operation's name.
+    Undo: removes the answers.
     On crash: looks again.
     Retries: while libvirt is out of reach; never failed checks, which are reported all at once.
     """
-    look = look_from_source(context)
-    move = replace(move_of(context), storage=look)
+    looks = look_from_source(context)
+    move = replace(move_of(context), storage=looks)
     outcomes = [
         *move.seen.get("checks", ()),
         *run_checks((*CHECKS_OF_GUEST, *CHECKS_ON_SOURCE), move),
     ]
-    if look.is_shared:
-        outcomes = without_copy(outcomes)
+    shared = {look.pool for look in looks if look.is_shared}
+    outcomes = without_copy(outcomes, shared=shared, own=context.instance.pool)
     failures = list_failures(outcomes)
     if failures:
         raise refusal_of(move, failures)
-    storage, reason = choose_storage(move.policy.storage, look), explain_storage(look)
+    storage, reason = choose_storage(looks), explain_storage(looks)
     context.note(reason)
     operation = context.operation
     return Done(
         {
             "storage": storage.value,
             "storage_reason": reason,
-            "is_shared": look.is_shared,
             "tls": move.tls[0],
-            "pool": look_to_wire(look),
-            "inode": find_inode(context.pool.instance_dir(context.instance.id)),
+            "pools": {look.pool: _tell_of_pool(context, look) for look in looks},
             "checks": outcomes,
         },
         lambda session: set_phase(session, operation, storage=storage.value, phase="preparing"),
     )
 
 
+def _tell_of_pool(context: StepContext, look: StorageLook) -> dict[str, Any]:
+    """Return what the later steps must know of a pool, the guest's directory in it included."""
+    directory = get_pool(context.host, look.pool).instance_dir(context.instance.id)
+    return {**look_to_wire(look), "inode": find_inode(directory)}
+
+
 def remove_answer(context: StepContext) -> None:
     """Undo of check_source."""
-    directory = context.step.undo.get("answer_directory")
     context.midway()
-    if directory:
-        sharing.remove_answer(Path(directory), context.operation.id)
+    for directory in _list_directories(context, "answer"):
+        sharing.remove_answer(directory, context.operation.id)
+
+
+def _list_directories(context: StepContext, what: str) -> list[Path]:
+    """Return the directories into which the ledger says that the step has written."""
+    undo = context.step.undo
+    # An earlier release wrote the one directory that a guest had.
+    recorded = (*undo.get(f"{what}_directories", ()), undo.get(f"{what}_directory"))
+    return [Path(directory) for directory in recorded if directory]
 
 
 def refusal_of(move: Move, failures: list[Failure]) -> PrecheckFailed:

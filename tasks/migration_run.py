@@ -5,18 +5,18 @@ from dataclasses import replace
 from typing import Any
 
 from innkeeper.errors import HypervisorUnavailable, InnkeeperError, OutcomeUnknown
-from innkeeper.states import Handover, PowerState, Storage
+from innkeeper.states import Handover, PowerState
 from innkeeper.types import MigrationPolicy
 from models.migrations import find_applied
 from tasks.context import StepContext
 from tasks.convergence import list_downtimes_ms
-from tasks.guest_disks import get_guest_disks
+from tasks.copied_pools import list_copied_disks, list_copied_pools, list_shared_pools
 from tasks.migration_checks import get_dst_address
 from tasks.migration_disks import make_landing_disks
 from tasks.migration_forecast import foretell
 from tasks.migration_link import probe_destination
 from tasks.migration_policy import policy_of
-from tasks.migration_storage import require_answer
+from tasks.migration_storage import require_answers
 from tasks.migration_tls import (
     is_encrypted,
     libvirt_uri,
@@ -36,8 +36,8 @@ def prepare(context: StepContext) -> Done:
     # QEMU makes the log when the guest arrives, and leaves it there when it does not stay.
     context.intend(console=str(context.host.console_path(context.instance.id)))
     context.midway()
-    if context.details["check_source"]["storage"] == Storage.SHARED:
-        require_answer(context)
+    require_answers(context, list_shared_pools(context))
+    if not list_copied_pools(context):
         return Done({"made": []})
     return make_landing_disks(context)
 
@@ -176,7 +176,7 @@ def ensure_no_job(context: StepContext) -> None:
 
 def _request(context: StepContext, policy: MigrationPolicy) -> MigrationRequest:
     operation, instance = context.operation, context.instance
-    is_block = context.details["check_source"]["storage"] == Storage.BLOCK
+    copied = tuple(disk.target for disk in list_copied_disks(context))
     hypervisor = context.host.hypervisor
     address = get_dst_address(context)
     live_xml = hypervisor.dump_xml(instance.id, migratable=True)
@@ -188,15 +188,15 @@ def _request(context: StepContext, policy: MigrationPolicy) -> MigrationRequest:
         tls_name=address if is_encrypted(context) else None,
         dst_xml=dst_xml,
         persistent_xml=dst_xml,
-        migrate_disks=tuple(d.target for d in get_guest_disks(context)) if is_block else (),
-        is_incremental=is_block,
+        migrate_disks=copied,
+        is_incremental=bool(copied),
         is_paused_arrival=policy.handover == Handover.SAFE,
         post_copy=may_post_copy(context, policy),
         parallel_connections=policy.parallel_connections,
         bandwidth_mib_s=policy.bandwidth_mib_s,
         auto_converge=policy.auto_converge,
-        # The probe file has shown that both hosts see one directory, and the operator vouches for
+        # A probe file has shown that both hosts see one directory, and the operator vouches for
         # its coherence; libvirt knows only some file systems by name.
-        is_unsafe=not is_block and context.pool.trusted_coherent,
+        is_unsafe=any(pool.trusted_coherent for pool in list_shared_pools(context)),
         max_downtime_ms=list_downtimes_ms(policy.max_downtime_ms)[0],
     )

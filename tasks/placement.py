@@ -1,8 +1,8 @@
 """Where a guest may go: filters and weights, pure functions of snapshots."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from innkeeper.errors import NoHostFits
@@ -17,22 +17,20 @@ class Demand:
     Args:
         vcpus: virtual CPUs.
         memory_mib: MiB of memory.
-        disk_gib: GiB that all its disks may grow to.
-        pool: where they are.
+        disk_gib: GiB that its disks may grow to in each pool; no pool that it needs is left out.
         group: its server group; None for none.
         may_split_group: whether an affinity group only draws, and does not bind.
-        image_on: hosts that have its image in that pool's cache.
-        pool_id: the directory that the pool must be; None for any.
+        image_on: hosts that have its image in the cache of its own pool.
+        pool_ids: the directories that pools must be; those not named may be any.
     """
 
     vcpus: int
     memory_mib: int
-    disk_gib: int
-    pool: str
+    disk_gib: Mapping[str, int]
     group: GroupStand | None = None
     may_split_group: bool = False
     image_on: frozenset[str] = frozenset()
-    pool_id: str | None = None
+    pool_ids: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +64,16 @@ def refuse_disabled(host: HostSnapshot, demand: Demand) -> str | None:
 
 
 def refuse_without_pool(host: HostSnapshot, demand: Demand) -> str | None:
-    """Refuse hosts that lack the storage pool, or have another directory under its name."""
-    if demand.pool in host.pools:
-        known = (host.pools[demand.pool] or {}).get("id")
-        if demand.pool_id in (None, known):
-            return None
-        return f"{host.name} does not share the storage pool {demand.pool!r}."
-    return f"{host.name} has no storage pool {demand.pool!r}."
+    """Refuse hosts that lack a storage pool, or have another directory under its name."""
+    problems = []
+    for pool in demand.disk_gib:
+        if pool not in host.pools:
+            problems.append(f"{host.name} has no storage pool {pool!r}.")
+            continue
+        known = (host.pools[pool] or {}).get("id")
+        if demand.pool_ids.get(pool) not in (None, known):
+            problems.append(f"{host.name} does not share the storage pool {pool!r}.")
+    return " ".join(problems) or None
 
 
 def refuse_short_of_cpu(host: HostSnapshot, demand: Demand) -> str | None:
@@ -93,14 +94,14 @@ def refuse_short_of_memory(host: HostSnapshot, demand: Demand) -> str | None:
 
 
 def refuse_short_of_disk(host: HostSnapshot, demand: Demand) -> str | None:
-    """Refuse hosts whose pool has not enough disk, reserve and over-commit included."""
-    free_gib = host.disk_free_gib(demand.pool)
-    if demand.pool not in host.pools or demand.disk_gib <= free_gib:
-        return None
-    return (
-        f"{host.name} has {free_gib:.0f} GiB of disk free in pool {demand.pool!r}, "
-        f"{demand.disk_gib} GiB are needed."
-    )
+    """Refuse hosts of which a pool has not enough disk, reserve and over-commit included."""
+    problems = [
+        f"{host.name} has {host.disk_free_gib(pool):.0f} GiB of disk free in pool {pool!r}, "
+        f"{wanted_gib} GiB are needed."
+        for pool, wanted_gib in demand.disk_gib.items()
+        if pool in host.pools and wanted_gib > host.disk_free_gib(pool)
+    ]
+    return " ".join(problems) or None
 
 
 def refuse_by_group(host: HostSnapshot, demand: Demand) -> str | None:

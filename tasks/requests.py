@@ -211,7 +211,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
             pool=spec.pool,
             vcpus=spec.vcpus,
             memory_mib=spec.memory_mib,
-            disk_gib=disk_gib,
+            disk_gib=sum(disk_gib.values()),
         )
         .on_conflict_do_nothing(
             index_elements=[Instance.name], index_where=text("state <> 'deleted'")

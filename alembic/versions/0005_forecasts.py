@@ -1,4 +1,4 @@
-"""a migration's forecast and decisions; parts of operations; fencing; the feed; lines of waiting
+"""forecasts and decisions; parts of operations; fencing; the feed; lines; the pools of disks
 
 Revision ID: 0005
 Revises: 0004
@@ -307,11 +307,18 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("ck_hosts_disabled_kind"), "hosts", "disabled_kind IN ('auto', 'operator', 'drain')"
     )
+    op.add_column("disks", sa.Column("pool", sa.String(), nullable=True))
+    op.add_column(
+        "claims",
+        sa.Column("elsewhere_gib", json, server_default=sa.text("'{}'"), nullable=False),
+    )
     _add_feed()
 
 
 def downgrade() -> None:
     _remove_feed()
+    op.drop_column("claims", "elsewhere_gib")
+    op.drop_column("disks", "pool")
     op.execute("UPDATE hosts SET disabled_kind = 'operator' WHERE disabled_kind = 'drain'")
     op.drop_constraint(op.f("ck_hosts_disabled_kind"), "hosts", type_="check")
     op.create_check_constraint(

@@ -1,6 +1,6 @@
 """What a check is, and how a list of them is made: one that breaks is a failure like any other."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ class Check:
     Args:
         name: stands in the failure, and in the table that people see.
         make: yields what speaks against the move; only looks.
-        is_of_copy: whether it matters only where the disks are copied, which the source decides.
+        is_of_copy: whether it matters only where disks are copied, which the source decides; a
+            failure may then name the ``pool`` that it is about, else it is the guest's own.
     """
 
     name: str
@@ -76,9 +77,21 @@ def _make(check: Check, move: Move) -> Iterator[Failure]:
         )
 
 
-def without_copy(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Return the outcomes that matter where both hosts see the disks."""
-    return [each for each in outcomes if not each.get("is_of_copy")]
+def without_copy(
+    outcomes: Iterable[Outcome], *, shared: Collection[str], own: str
+) -> list[Outcome]:
+    """Return the outcomes that matter for what is copied.
+
+    Args:
+        outcomes: of all checks.
+        shared: the guest's pools that both hosts see.
+        own: the pool that an outcome is about which names none.
+    """
+    return [
+        each
+        for each in outcomes
+        if not (each.get("is_of_copy") and each.get("pool", own) in shared)
+    ]
 
 
 def list_failures(outcomes: Iterable[Outcome]) -> list[Failure]:

@@ -16,6 +16,7 @@ from models.host import Host
 from models.instance import Instance
 from models.session import Database
 from tasks.context import HostServices, Pool, StepContext, get_pool
+from tasks.guest_pools import get_pools
 from tasks.keyring import Keyring
 from tasks.migration_storage import StorageLook
 from tasks.migration_tls import decide_on_source
@@ -41,7 +42,7 @@ class Move:
         epoch: of the operation that holds the guest; None when it is only asked about.
         survey: what the source has told, as survey_guest recorded it; empty before that.
         seen: what the destination has told.
-        storage: what the source has found out about the pool; None on the destination.
+        storage: what the source has found out about each pool; empty on the destination.
     """
 
     database: Database
@@ -56,7 +57,7 @@ class Move:
     epoch: int | None
     survey: Mapping[str, Any]
     seen: Mapping[str, Any]
-    storage: StorageLook | None = None
+    storage: tuple[StorageLook, ...] = ()
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -65,12 +66,21 @@ class Move:
 
     @property
     def pool(self) -> Pool:
-        """The guest's pool on the host that looks.
+        """The guest's own pool on the host that looks.
 
         Raises:
             HostUnsuitable: there is none.
         """
         return get_pool(self.services, self.instance.pool)
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """All of the guest's pools on the host that looks, its own first.
+
+        Raises:
+            HostUnsuitable: one is missing.
+        """
+        return get_pools(self.services, self.instance)
 
     @property
     def expected_power(self) -> PowerState:

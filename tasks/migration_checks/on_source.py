@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from models.disks import list_disks
 from models.remote_disks import RemoteDisk, find_prefetch, find_remote_disk
 from tasks.failed_check import Failure, failure
+from tasks.guest_pools import pool_of
 from tasks.migration_checks.check import Check
 from tasks.migration_checks.move import Move, get_address
 from tasks.migration_checks.ports import (
@@ -95,13 +96,14 @@ def check_layers(move: Move) -> Iterator[Failure]:
     """The files under the running guest must be those of its record."""
     if not move.survey.get("needs"):
         return
-    directory = move.pool.instance_dir(move.instance.id)
+    directories = {pool.name: pool.instance_dir(move.instance.id) for pool in move.pools}
     rows = move.database.run(lambda session: list_disks(session, move.instance.id))
     if not rows:
         return
     expected = {}
+    pools = {row.target: pool_of(move.instance, row) for row in rows}
     for row in rows:
-        paths = [str(directory / row.file)]
+        paths = [str(directories[pools[row.target]] / row.file)]
         if row.backing_sha256 is not None:
             images = move.pool.images
             paths.append(str(images.path_for(row.backing_sha256, row.backing_format or "qcow2")))
@@ -112,13 +114,14 @@ def check_layers(move: Move) -> Iterator[Failure]:
         if disk.target in remote or disk.paths == expected.get(disk.target):
             continue
         known = disk.target in expected
-        yield failure(
+        told = failure(
             "layers",
             f"The guest's disk {disk.target} stands on {' over '.join(disk.paths) or 'nothing'}, "
             + (f"not on {' over '.join(expected[disk.target])}." if known else "unknown here."),
             "Somebody has changed its disks by hand; commit or detach what was added "
             "(virsh domblklist, virsh blockcommit).",
         )
+        yield {**told, "pool": pools.get(disk.target, move.instance.pool)}
 
 
 def check_hydrated(move: Move) -> Iterator[Failure]:
@@ -142,7 +145,7 @@ def check_hydrated(move: Move) -> Iterator[Failure]:
 
 def check_storage(move: Move) -> Iterator[Failure]:
     """What is asked for must be what the two hosts share."""
-    if move.storage is not None:
+    if move.storage:
         yield from find_storage_failures(move.policy, move.storage)
 
 

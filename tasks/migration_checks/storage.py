@@ -1,11 +1,14 @@
 """The guest's disks on the destination: whether they are there, fit there, and mean the same."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from innkeeper.errors import CapacityError, RequestError
+from models.disk import Disk
 from models.disks import list_disks
 from tasks.config_drive import rebuild_drive_of
+from tasks.context import Pool
 from tasks.failed_check import Failure, failure
+from tasks.guest_pools import pool_of
 from tasks.migration_checks.move import Move
 from tasks.migration_checks.survey import fingerprint_bases
 from virt import disks
@@ -15,33 +18,44 @@ MIB = 1024**2
 
 
 def check_pool(move: Move) -> Iterator[Failure]:
-    """The pool must be there and take files; the probe file was the test of that."""
-    problem = move.seen.get("pool_problem")
-    if problem:
-        yield failure(
-            "pool",
-            f"Pool {move.instance.pool} of {move.services.name} cannot be written: {problem}.",
-            "Look at that file system: whether it is mounted, full, or read-only.",
-        )
+    """The pools must be there and take files; the probe file was the test of that."""
+    for name, seen in (move.seen.get("pools") or {}).items():
+        if seen.get("problem"):
+            yield failure(
+                "pool",
+                f"Pool {name} of {move.services.name} cannot be written: {seen['problem']}.",
+                "Look at that file system: whether it is mounted, full, or read-only.",
+            )
 
 
 def check_room(move: Move) -> Iterator[Failure]:
     """What is copied must fit: the disks' whole size, or what is in them with over-commit."""
     rows = move.database.run(lambda session: list_disks(session, move.instance.id))
+    for pool in move.pools:
+        in_pool = [row for row in rows if pool_of(move.instance, row) == pool.name]
+        for told in _check_room_in(move, pool, in_pool):
+            yield {**told, "pool": pool.name}
+
+
+def _check_room_in(move: Move, pool: Pool, rows: Sequence[Disk]) -> Iterator[Failure]:
     host = move.hosts.get(move.dst)
     may_overcommit = host is not None and host.disk_overcommit > 1
-    whole_bytes = sum(row.size_bytes for row in rows)
-    needed_bytes = int(move.survey.get("allocated_bytes") or 0) if may_overcommit else whole_bytes
-    here = fingerprint_bases(move, rows)
-    for sha256, base in (move.survey.get("bases") or {}).items():
-        needed_bytes += 0 if sha256 in here else int(base["size_bytes"])
+    allocated = move.survey.get("allocated") or {}
+    needed_bytes = sum(
+        int(allocated.get(row.target, row.size_bytes)) if may_overcommit else row.size_bytes
+        for row in rows
+    )
+    if pool.name == move.instance.pool:
+        here = fingerprint_bases(move, rows)
+        for sha256, base in (move.survey.get("bases") or {}).items():
+            needed_bytes += 0 if sha256 in here else int(base["size_bytes"])
     reserve_bytes = (host.reserved_disk_gib if host is not None else 0) * GIB
-    free_bytes = disks.free_bytes(move.pool.instance_dir(move.instance.id))
+    free_bytes = disks.free_bytes(pool.instance_dir(move.instance.id))
     if free_bytes - reserve_bytes < needed_bytes:
         kept = f", of which {reserve_bytes // GIB} GiB are kept free" if reserve_bytes else ""
         yield failure(
             "disk",
-            f"Pool {move.instance.pool} of {move.services.name} has {free_bytes // MIB} MiB "
+            f"Pool {pool.name} of {move.services.name} has {free_bytes // MIB} MiB "
             f"free{kept}; the guest's disks need {-(-needed_bytes // MIB)} MiB"
             f"{'' if may_overcommit else ' at their full size, for disk is not over-committed'}.",
             "Free space in the pool, or choose another destination.",

@@ -29,7 +29,7 @@ def tell_of_guest(move: Move) -> dict[str, Any]:
     return {
         **told,
         "needs": asdict(needs),
-        "allocated_bytes": _count_allocated(needs.disks),
+        "allocated": _count_allocated(needs.disks),
         "bases": fingerprint_bases(move, disks),
     }
 
@@ -54,11 +54,11 @@ def fingerprint_bases(move: Move, disks: Iterable[Disk]) -> dict[str, Any]:
     return found
 
 
-def _count_allocated(disks: Iterable[DiskFiles]) -> int:
-    """Count what the disks' top layers take: what a block copy writes anew at most."""
-    total = 0
+def _count_allocated(disks: Iterable[DiskFiles]) -> dict[str, int]:
+    """Count what each disk's top layer takes, in bytes: what a block copy writes anew at most."""
+    found = {}
     for disk in disks:
         path = Path(disk.paths[0]) if disk.paths else None
         if path is not None and path.is_absolute() and path.is_file():
-            total += get_usage(path).allocated_bytes
-    return total
+            found[disk.target] = get_usage(path).allocated_bytes
+    return found

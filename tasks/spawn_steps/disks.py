@@ -1,6 +1,6 @@
 """The guest's disks: made, written down, and undone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from innkeeper.errors import HostUnsuitable
 from innkeeper.types import InstanceSpec
 from models.disk_claims import fit_disk_claim
 from models.disks import replace_disks
-from tasks.context import StepContext
+from tasks.context import StepContext, get_pool
 from tasks.disk_plan import PlannedDisk, plan_disks, size_gib
-from tasks.instance_files import ensure_instance_dir_removed, is_recorded
+from tasks.guest_pools import get_guest_pools
+from tasks.instance_files import ensure_instance_dir_removed, list_recorded
 from tasks.spawn_steps.remote_image import create_instant_disk
 from tasks.workflow import Done
 from virt.storage.backend import BaseImage, Made, Watch
@@ -20,11 +21,11 @@ from virt.storage.choosing import get_backend
 
 
 def create_disks(context: StepContext) -> Done:
-    """Make the guest's directory and its disks: the root disk of the image, the others empty.
+    """Make the guest's disks, each in its pool: the root disk of the image, the others empty.
 
     Queue: host.<dst>; about 10 ms for an overlay, as long as a copy takes for a raw root disk.
     Idempotency: a disk that is there already with the same base and size is kept.
-    Undo: removes the directory that the ledger names.
+    Undo: removes the directories that the ledger names.
     On crash: begun again; a half-made disk has another name and is replaced.
     Retries: none of its own; a full pool sends the guest to another host.
     """
@@ -32,14 +33,19 @@ def create_disks(context: StepContext) -> Done:
     spec = InstanceSpec.model_validate(context.instance.spec)
     planned = plan_disks(spec, image_bytes=int(image["virtual_size_bytes"]))
     _claim(context, size_gib(planned))
-    directory = context.pool.instance_dir(context.instance.id)
-    context.intend(directory=str(directory), epoch=context.operation.epoch)
-    directory.mkdir(parents=True, exist_ok=True)
+    instance_id = context.instance.id
+    directories = {pool.name: pool.instance_dir(instance_id) for pool in get_guest_pools(context)}
+    context.intend(
+        directories=[str(directory) for directory in directories.values()],
+        epoch=context.operation.epoch,
+    )
+    for directory in directories.values():
+        directory.mkdir(parents=True, exist_ok=True)
     base = BaseImage(path=Path(image["path"]), format=image["format"])
     remote_url = image.get("remote_url")
     made: dict[str, Made] = {}
     if remote_url is not None:
-        root = create_instant_disk(directory, planned[0], remote_url)
+        root = create_instant_disk(directories[planned[0].pool], planned[0], remote_url)
         made[root.target] = Made.OVERLAY
         planned = (root, *planned[1:])
     for disk in planned:
@@ -48,7 +54,6 @@ def create_disks(context: StepContext) -> Done:
         if disk.target not in made:
             is_root = disk.kind == "root"
             made[disk.target] = make_disk(context, disk, planned, base if is_root else None)
-    instance_id = context.instance.id
     rows = [_row(disk, image, made[disk.target], spec.preallocation) for disk in planned]
 
     def commit(session: Session) -> None:
@@ -65,7 +70,8 @@ def make_disk(
 ) -> Made:
     """Make one disk of a plan, and show how far that is."""
     spec = InstanceSpec.model_validate(context.instance.spec)
-    backend = get_backend(disk.format, context.pool.instance_dir(context.instance.id))
+    pool = get_pool(context.host, disk.pool)
+    backend = get_backend(disk.format, pool.instance_dir(context.instance.id))
     number = planned.index(disk)
 
     def show(done_bytes: int, total_bytes: int) -> None:
@@ -96,22 +102,23 @@ def make_disk(
     )
 
 
-def _claim(context: StepContext, disk_gib: int) -> None:
+def _claim(context: StepContext, disk_gib: Mapping[str, int]) -> None:
     """Claim what the disks take, where the request did not say it: the image's own size.
 
     Raises:
         HostUnsuitable: the host has no room for it.
     """
     host, instance = context.host.name, context.instance
-    free_gib = context.database.run(
+    too_full = context.database.run(
         lambda session: fit_disk_claim(
             session, host=host, instance_id=instance.id, disk_gib=disk_gib
         )
     )
-    if free_gib is not None:
+    if too_full is not None:
+        pool, free_gib = too_full
         raise HostUnsuitable(
-            f"{host} has {free_gib:.0f} GiB of disk free in pool {instance.pool!r}; the disks of "
-            f"{instance.name} take {disk_gib} GiB with the image's own size.",
+            f"{host} has {free_gib:.0f} GiB of disk free in pool {pool!r}; the disks of "
+            f"{instance.name} there take {disk_gib[pool]} GiB with the image's own size.",
             {"host": host, "hint": "Ask for disk_gib, or use a smaller image."},
         )
 
@@ -125,6 +132,7 @@ def _row(
         "target": disk.target,
         "kind": disk.kind,
         "file": disk.file,
+        "pool": disk.pool,
         "format": disk.format,
         "bus": disk.bus,
         "size_bytes": disk.size_bytes,
@@ -143,7 +151,10 @@ def _row(
 
 
 def remove_disks(context: StepContext) -> None:
-    """Undo of create_disks: remove the directory that the ledger says was made."""
-    if is_recorded(context.pool, context.instance.id, context.step.undo.get("directory")):
-        context.midway()
-        ensure_instance_dir_removed(context.pool, context.instance.id)
+    """Undo of create_disks: remove the directories that the ledger says were made."""
+    instance_id = context.instance.id
+    made = list_recorded(get_guest_pools(context), instance_id, context.step.undo)
+    for number, pool in enumerate(made):
+        if number == 0:
+            context.midway()
+        ensure_instance_dir_removed(pool, instance_id)

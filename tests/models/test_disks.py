@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from models.claims import insert_claim
+from models.claims import insert_claim, list_host_snapshots
 from models.disk_claims import find_virtual_size, fit_disk_claim
 from models.disks import forget_disks, list_disks, replace_disks
 from models.host import Claim
@@ -48,11 +48,21 @@ def add_claimed(session: Session, *, disk_gib: int) -> UUID:
 
 
 @pytest.mark.parametrize(
-    ("claimed_gib", "disk_gib", "free_gib", "claims_gib"),
-    [(0, 0, None, 0), (0, 7, None, 7), (8, 10, None, 10), (8, 11, 10.0, 8), (5, 3, None, 3)],
+    ("claimed_gib", "disk_gib", "too_full", "claims_gib"),
+    [
+        (0, 0, None, 0),
+        (0, 7, None, 7),
+        (8, 10, None, 10),
+        (8, 11, ("local", 10.0), 8),
+        (5, 3, None, 3),
+    ],
 )
 def test_a_claim_grows_where_there_is_room(
-    database: Database, claimed_gib: int, disk_gib: int, free_gib: float | None, claims_gib: int
+    database: Database,
+    claimed_gib: int,
+    disk_gib: int,
+    too_full: tuple[str, float] | None,
+    claims_gib: int,
 ) -> None:
     with database.transaction() as session:
         add_host(session, "hv", pools_gib={"local": 10, "other": 1000})
@@ -60,16 +70,42 @@ def test_a_claim_grows_where_there_is_room(
     for _ in range(2):
         found = database.run(
             lambda session: fit_disk_claim(
-                session, host="hv", instance_id=instance_id, disk_gib=disk_gib
+                session, host="hv", instance_id=instance_id, disk_gib={"local": disk_gib}
             )
         )
         # Asked again after a crash it says the same: what did not fit is not claimed by asking.
-        assert found == free_gib
+        assert found == too_full
     with database.transaction() as session:
         claim = session.scalars(select(Claim).where(Claim.instance_id == instance_id)).one()
         assert claim.disk_gib == claims_gib
         if disk_gib != claimed_gib:
             assert session.get_one(Instance, instance_id).disk_gib == disk_gib
+
+
+def test_a_claim_grows_in_each_of_its_pools_or_in_none(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv", pools_gib={"local": 10, "other": 5})
+        instance_id = add_claimed(session, disk_gib=1)
+
+    def fit(**disk_gib: int) -> tuple[str, float] | None:
+        return database.run(
+            lambda session: fit_disk_claim(
+                session, host="hv", instance_id=instance_id, disk_gib=disk_gib
+            )
+        )
+
+    def claimed() -> dict[str, int]:
+        with database.transaction() as session:
+            (host,) = list_host_snapshots(session)
+            assert host.disk_claimed_gib == sum(host.disk_claimed_gib_by_pool.values())
+            return host.disk_claimed_gib_by_pool
+
+    assert fit(local=2, other=5) is None
+    assert claimed() == {"local": 2, "other": 5}
+    assert fit(local=3, other=6) == ("other", 5.0)
+    assert claimed() == {"local": 2, "other": 5}
+    assert fit(local=3, other=4) is None
+    assert claimed() == {"local": 3, "other": 4}
 
 
 def test_the_size_of_an_image_is_known_once_a_host_has_seen_it(database: Database) -> None:

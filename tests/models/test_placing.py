@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from innkeeper.errors import Conflict, NoHostFits
+from models.claims import list_host_snapshots
 from models.image import CachedImage, Image
 from models.session import Database
 from tests.models.asking import ask_spawn, count_rows, places
@@ -28,6 +29,29 @@ def test_all_disks_are_claimed_in_their_pool(database: Database) -> None:
         ask_spawn(database, "vm-1", disk_gib=1, pool="fast")
     ask_spawn(database, "vm-1", disk_gib=10, pool="local")
     assert claims(database)[1:] == [("hv-a", "local", 10)]
+
+
+def test_a_disk_is_claimed_in_the_pool_that_it_names(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv-a", pools_gib={"local": 10, "fast": 4})
+        add_host(session, "hv-b", pools_gib={"local": 100})
+    disks = [{"size_mib": 1024, "pool": "fast"}, {"size_mib": 100, "kind": "swap"}]
+    ask_spawn(database, "vm-0", disk_gib=2, disks=disks)
+    with database.transaction() as session:
+        (row,) = session.execute(text("SELECT host, pool, disk_gib, elsewhere_gib FROM claims"))
+        assert tuple(row) == ("hv-a", "local", 3, {"fast": 1})
+        seen = {host.name: host for host in list_host_snapshots(session)}
+        assert session.scalar(text("SELECT disk_gib FROM instances")) == 4
+    assert seen["hv-a"].disk_claimed_gib_by_pool == {"local": 3, "fast": 1}
+    assert (seen["hv-a"].disk_claimed_gib, seen["hv-a"].instances) == (4, 1)
+    assert seen["hv-b"].disk_claimed_gib_by_pool == {}
+    with pytest.raises(NoHostFits) as caught:
+        ask_spawn(database, "vm-1", disks=[{"size_mib": 4 * 1024, "pool": "fast"}])
+    assert [(each["host"], each["code"]) for each in caught.value.details["refusals"]] == [
+        ("hv-a", "disk"),
+        ("hv-b", "no_pool"),
+    ]
+    assert "3 GiB of disk free in pool 'fast'" in caught.value.message
 
 
 def test_a_disk_of_the_images_size_is_claimed_by_it_once_it_is_known(database: Database) -> None:

@@ -53,7 +53,20 @@ def test_a_plan_says_everything() -> None:
         ),
         PlannedDisk("vdc", "swap", "vdc.raw", "raw", "virtio", 8 * MIB, "my-swap", "swap"),
     )
-    assert size_gib(planned) == 3
+    assert size_gib(planned) == {"local": 3}
+
+
+def test_a_disk_is_in_the_pool_that_it_names() -> None:
+    disks = [{"size_mib": 1, "pool": "fast"}, {"size_mib": 2}, {"size_mib": 1025, "pool": "fast"}]
+    planned = plan_disks(spec(disk_gib=2, pool="slow", disks=disks))
+    assert [disk.pool for disk in planned] == ["slow", "fast", "slow", "fast"]
+    assert size_gib(planned) == {"slow": 3, "fast": 2}
+
+
+@pytest.mark.parametrize("pool", ["", "../up", "a/b", "Fast", "x" * 64])
+def test_a_pool_is_a_name(pool: str) -> None:
+    with pytest.raises(ValidationError, match=r"disks\.0\.pool"):
+        spec(disks=[{"size_mib": 1, "pool": pool}])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +84,7 @@ def test_the_root_disk_is_never_smaller_than_its_image(
 ) -> None:
     planned = plan_disks(spec(disk_gib=disk_gib), image_bytes=image_bytes)
     assert planned[0].size_bytes == size_bytes
-    assert size_gib(planned) == gib
+    assert size_gib(planned) == {"local": gib}
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,26 @@ def test_a_check_that_raises_is_a_failure_and_the_others_are_made() -> None:
         ("two", True),
     ]
     assert "ValueError: boom" in list_failures(outcomes)[1]["message"]
-    assert [each["check"] for each in without_copy(outcomes)] == ["one", "one"]
+    kept = without_copy(outcomes, shared={"p"}, own="p")
+    assert [each["check"] for each in kept] == ["one", "one"]
+
+
+def test_what_is_said_of_a_copy_counts_for_the_pools_that_are_copied() -> None:
+    outcomes = [
+        {"check": "disk", "pool": "p", "is_of_copy": True},
+        {"check": "disk", "pool": "q", "is_of_copy": True},
+        {"check": "base", "is_of_copy": True},
+        {"check": "cpu"},
+    ]
+
+    def kept(*shared: str) -> list[str]:
+        left = without_copy(outcomes, shared=shared, own="p")
+        return [f"{each['check']} {each.get('pool', '')}".strip() for each in left]
+
+    assert kept() == ["disk p", "disk q", "base", "cpu"]
+    assert kept("p") == ["disk q", "cpu"]
+    assert kept("q") == ["disk p", "base", "cpu"]
+    assert kept("p", "q") == ["cpu"]
 
 
 def test_samples_tell_two_files_apart(tmp_path: Path) -> None:

@@ -33,26 +33,35 @@ OCCUPIED = look(file_system="ext4", is_shared=False, is_lock_seen=False, has_fil
 BOUND = look(file_system="ext4")
 VOUCHED = look(file_system="ext4", is_trusted=True)
 CIFS = look(file_system="cifs")
+LOCAL_TOO = look(pool="q", file_system="ext4", is_shared=False, is_lock_seen=False)
+GLUSTER_TOO = look(pool="q")
+TWIN = look(pool="q", file_system="ext4", is_shared=False, is_lock_seen=False, twin="p")
 
 
 @pytest.mark.parametrize(
-    ("seen", "wanted", "chosen"),
+    ("seen", "chosen"),
     [
-        (GLUSTER, Storage.AUTO, Storage.SHARED),
-        (LOCAL, Storage.AUTO, Storage.BLOCK),
-        (LOCAL, Storage.BLOCK, Storage.BLOCK),
-        (GLUSTER, Storage.SHARED, Storage.SHARED),
+        ((GLUSTER,), Storage.SHARED),
+        ((LOCAL,), Storage.BLOCK),
+        ((GLUSTER, GLUSTER_TOO), Storage.SHARED),
+        ((LOCAL, LOCAL_TOO), Storage.BLOCK),
+        ((GLUSTER, LOCAL_TOO), Storage.MIXED),
+        ((LOCAL, GLUSTER_TOO), Storage.MIXED),
     ],
 )
-def test_auto_goes_by_what_was_seen(seen: StorageLook, wanted: Storage, chosen: Storage) -> None:
-    assert choose_storage(wanted, seen) == chosen
+def test_disks_travel_by_what_was_seen(seen: tuple[StorageLook, ...], chosen: Storage) -> None:
+    assert choose_storage(seen) == chosen
 
 
 def test_the_reason_is_told() -> None:
-    assert explain_storage(GLUSTER) == (
+    assert explain_storage((GLUSTER,)) == (
         "shared: hv-a and hv-b read each other's probe in pool p (fuse.glusterfs)"
     )
-    assert explain_storage(LOCAL) == "block: hv-a does not see the probe of hv-b in pool p"
+    assert explain_storage((LOCAL,)) == "block: hv-a does not see the probe of hv-b in pool p"
+    assert explain_storage((LOCAL, GLUSTER_TOO)) == (
+        "mixed: hv-a does not see the probe of hv-b in pool p; hv-a and hv-b read each other's "
+        "probe in pool q (fuse.glusterfs)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,6 +90,33 @@ def test_what_cannot_be_is_refused(
     seen: StorageLook, storage: str, handover: str, checks: list[str]
 ) -> None:
     policy = MigrationPolicy(storage=Storage(storage), handover=Handover(handover))
-    found = find_storage_failures(policy, seen)
+    found = find_storage_failures(policy, (seen,))
     assert [failure["check"] for failure in found] == checks
     assert all(failure["hint"] for failure in found)
+
+
+@pytest.mark.parametrize(
+    ("seen", "storage", "handover", "checks", "hint"),
+    [
+        ((GLUSTER, LOCAL_TOO), "auto", "safe", [], ""),
+        ((GLUSTER, LOCAL_TOO), "mixed", "safe", [], ""),
+        ((GLUSTER, LOCAL_TOO), "shared", "safe", ["storage"], "--storage mixed"),
+        ((GLUSTER, LOCAL_TOO), "block", "safe", ["storage"], "--storage mixed"),
+        ((LOCAL, GLUSTER_TOO), "auto", "fast", ["handover"], "--handover safe"),
+        ((GLUSTER, GLUSTER_TOO), "auto", "fast", [], ""),
+        ((GLUSTER, GLUSTER_TOO), "mixed", "safe", ["storage"], "--storage shared"),
+        ((LOCAL, LOCAL_TOO), "mixed", "safe", ["storage"], "--storage block"),
+        ((LOCAL, LOCAL_TOO), "shared", "safe", ["storage", "storage"], "--storage block"),
+        ((GLUSTER, TWIN), "auto", "safe", ["pool"], "of its own"),
+        ((GLUSTER, look(pool="q", is_lock_seen=False)), "auto", "fast", ["handover"], ""),
+        ((OCCUPIED, GLUSTER_TOO), "auto", "safe", ["disk_exists"], ""),
+        ((LOCAL, look(pool="q", has_files=True)), "auto", "safe", [], ""),
+    ],
+)
+def test_each_pool_is_judged_for_itself(
+    seen: tuple[StorageLook, ...], storage: str, handover: str, checks: list[str], hint: str
+) -> None:
+    policy = MigrationPolicy(storage=Storage(storage), handover=Handover(handover))
+    found = find_storage_failures(policy, seen)
+    assert [failure["check"] for failure in found] == checks
+    assert all(hint in failure["hint"] for failure in found)

@@ -29,7 +29,7 @@ HOST = HostSnapshot(
     disk_claimed_gib_by_pool={},
     instances=0,
 )
-DEMAND = Demand(vcpus=2, memory_mib=1024, disk_gib=10, pool="local")
+DEMAND = Demand(vcpus=2, memory_mib=1024, disk_gib={"local": 10})
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,36 @@ def test_every_reason_is_named(change: dict[str, object], codes: list[str]) -> N
 def test_a_pool_must_be_the_very_directory_where_that_is_asked() -> None:
     pools = {"local": {"total_gib": 100, "id": "this"}}
     host = replace(HOST, pools=pools)
-    for pool_id, codes in ((None, []), ("this", []), ("other", ["no_pool"])):
-        found = list_refusals(host, replace(DEMAND, pool_id=pool_id))
+    for pool_ids, codes in (
+        ({}, []),
+        ({"local": "this"}, []),
+        ({"local": "other"}, ["no_pool"]),
+        ({"fast": "other"}, []),
+    ):
+        found = list_refusals(host, replace(DEMAND, pool_ids=pool_ids))
         assert [refusal.code for refusal in found] == codes
-    assert [r.code for r in list_refusals(HOST, replace(DEMAND, pool_id="this"))] == ["no_pool"]
+    assert [r.code for r in list_refusals(HOST, replace(DEMAND, pool_ids={"local": "this"}))] == [
+        "no_pool"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("disk_gib", "change", "said"),
+    [
+        ({"local": 10, "fast": 20}, {}, []),
+        ({"local": 10, "fast": 21}, {}, ["20 GiB of disk free in pool 'fast', 21 GiB"]),
+        ({"local": 101, "fast": 21}, {}, ["in pool 'local', 101 GiB", "in pool 'fast', 21 GiB"]),
+        ({"local": 10, "slow": 1}, {}, ["no storage pool 'slow'"]),
+        ({"local": 1, "fast": 5}, {"disk_claimed_gib_by_pool": {"fast": 16}}, ["4 GiB of disk"]),
+    ],
+)
+def test_every_pool_must_be_there_with_room(
+    disk_gib: dict[str, int], change: dict[str, object], said: list[str]
+) -> None:
+    host = replace(HOST, **change)  # type: ignore[arg-type]
+    refusals = list_refusals(host, replace(DEMAND, disk_gib=disk_gib))
+    assert len(refusals) == bool(said)
+    assert all(text in refusals[0].message for text in said)
 
 
 def test_the_emptiest_host_comes_first_and_ties_go_by_name() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from innkeeper.messages import Name, Request, Sha256
+from innkeeper.messages import Name, PoolName, Request, Sha256
 
 DiskBus = Literal["virtio", "scsi", "sata", "ide"]
 DiskFormat = Literal["qcow2", "raw"]
@@ -65,6 +65,7 @@ class ExtraDisk(Request):
         format: the file's format on the host.
         bus: how the guest sees it.
         serial: what the guest reads as its serial number; None for its target, such as ``vdb``.
+        pool: the storage pool that it is in, as named in the hosts' settings; None for the guest's.
     """
 
     kind: Literal["ephemeral", "swap", "data"] = "data"
@@ -74,6 +75,7 @@ class ExtraDisk(Request):
     format: DiskFormat = "qcow2"
     bus: DiskBus = "virtio"
     serial: Serial | None = None
+    pool: PoolName | None = None
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

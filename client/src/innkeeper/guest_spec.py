@@ -50,7 +50,8 @@ class InstanceSpec(Request):
         direct_boot: a kernel that the host loads.
         host: the host to use; None lets the scheduler choose.
         group: a server group to join.
-        pool: the storage pool of the disks, as named in the hosts' settings.
+        pool: the storage pool of the disks that name none of their own, as named in the hosts'
+            settings; of the root disk and the config drive always.
         wait: the boot stage that ends the spawn.
         boot_timeout_s: how long that stage may take from the start of the guest.
         bridge: an existing bridge for one NIC; short for one entry of ``network_cards``.

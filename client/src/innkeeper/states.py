@@ -106,11 +106,18 @@ class PowerPolicy(StrEnum):
 
 
 class Storage(StrEnum):
-    """How a migration treats the guest's disks."""
+    """How a migration treats the guest's disks.
+
+    auto: as the hosts see each other's files, pool by pool;
+    shared: both hosts see all disks, none is copied;
+    block: all are copied;
+    mixed: those in pools that both hosts see stay, the others are copied.
+    """
 
     AUTO = "auto"
     SHARED = "shared"
     BLOCK = "block"
+    MIXED = "mixed"
 
 
 class Handover(StrEnum):

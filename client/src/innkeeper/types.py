@@ -67,7 +67,10 @@ class Progress(View):
 
 
 class DiskView(View):
-    """One disk of a guest; ``is_remote`` while it still reads from an image's source."""
+    """One disk of a guest; ``is_remote`` while it still reads from an image's source.
+
+    ``pool`` is None where the control worker is of a release that does not tell.
+    """
 
     target: str
     kind: str
@@ -75,6 +78,7 @@ class DiskView(View):
     format: str
     size_bytes: int
     serial: str | None = None
+    pool: str | None = None
     is_remote: bool = False
 
 

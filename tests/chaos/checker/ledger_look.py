@@ -30,7 +30,7 @@ class GuestRow:
     operation_id: UUID | None
     epoch: int
     domain_epoch: int
-    pool: str
+    pools: list[str]
     updated_at: datetime
 
     @property
@@ -182,7 +182,11 @@ class Ledger:
 
 
 _GUESTS = """
-    SELECT id, name, host, state, power_state, operation_id, epoch, domain_epoch, pool, updated_at,
+    SELECT id, name, host, state, power_state, operation_id, epoch, domain_epoch,
+           pool::text || ARRAY(SELECT DISTINCT disk->>'pool'
+                                 FROM jsonb_array_elements(spec->'disks') disk
+                                WHERE disk->>'pool' <> pool ORDER BY 1) AS pools,
+           updated_at,
            COALESCE(spec->>'power_policy', 'stop') AS power_policy
       FROM instances
 """

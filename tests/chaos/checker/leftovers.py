@@ -60,10 +60,11 @@ def _judge_instance_file(look: Look, file: SeenFile) -> Iterator[Finding]:
         return
     if guest.id in look.moving or not guest.is_living:
         return
-    is_in_place = file.pool == guest.pool and file.host in {None, *look.ledger.homes(guest)}
+    is_in_place = file.pool in guest.pools and file.host in {None, *look.ledger.homes(guest)}
     if not is_in_place:
         yield Finding(
-            f"{file.where} is a leftover: its guest is on {guest.host} in pool {guest.pool}",
+            f"{file.where} is a leftover: its guest is on {guest.host} in pool"
+            f" {' and '.join(guest.pools)}",
             guest.id,
         )
         return

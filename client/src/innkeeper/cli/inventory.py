@@ -142,8 +142,8 @@ def _instance_facts(view: InstanceView) -> list[tuple[str, Any]]:
         ("vcpus", view.vcpus),
         ("memory", f"{view.memory_mib} MiB"),
         ("machine", _machine(view)),
-        ("disk", f"{view.disk_gib} GiB in {view.pool}"),
-        *((f"disk {disk.target}", _disk(disk)) for disk in view.disks),
+        ("disk", f"{view.disk_gib} GiB in {_pools(view)}"),
+        *((f"disk {disk.target}", _disk(disk, view.pool)) for disk in view.disks),
         *((f"card {index}", _card(card)) for index, card in enumerate(view.network_cards)),
         ("image", view.image),
         ("epoch", view.epoch),
@@ -159,10 +159,16 @@ def _machine(view: InstanceView) -> str | None:
     return ", ".join(filter(None, (view.machine, view.firmware, view.cpu_model)))
 
 
-def _disk(disk: DiskView) -> str:
+def _pools(view: InstanceView) -> str:
+    named = (disk.pool for disk in view.disks if disk.pool is not None)
+    return " and ".join(dict.fromkeys((view.pool, *named)))
+
+
+def _disk(disk: DiskView, usual_pool: str) -> str:
     size = f"{disk.size_bytes / 2**20:.0f} MiB"
+    pool = f" in {disk.pool}" if disk.pool not in (None, usual_pool) else ""
     remote = ", still read from its source" if disk.is_remote else ""
-    return f"{disk.kind}, {size}, {disk.format} on {disk.bus}{remote}"
+    return f"{disk.kind}, {size}, {disk.format} on {disk.bus}{pool}{remote}"
 
 
 def _card(card: CardView) -> str:

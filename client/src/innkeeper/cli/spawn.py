@@ -127,12 +127,14 @@ def spawn(
         list[str] | None,
         _option(
             DISKS,
-            "Another disk: 2048:kind=data,fs=ext4,label=L,format=raw,bus=scsi,serial=S. "
+            "Another disk: 2048:kind=data,fs=ext4,label=L,format=raw,bus=scsi,serial=S,pool=P. "
             "Kinds: data, ephemeral, swap. Repeatable.",
             "MIB[:KEY=…]",
         ),
     ] = None,
-    pool: Annotated[str | None, _option(DISKS, "The disks' pool. Default: local.")] = None,
+    pool: Annotated[
+        str | None, _option(DISKS, "The pool of the disks that name none. Default: local.")
+    ] = None,
     vcpus: Annotated[int | None, _option(MACHINE, "Virtual CPUs. Default: 1.")] = None,
     memory_mib: Annotated[int | None, _option(MACHINE, "Memory in MiB. Default: 256.")] = None,
     machine: Annotated[

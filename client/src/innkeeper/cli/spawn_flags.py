@@ -17,6 +17,7 @@ DISK_KEYS = {
     "format": "format",
     "bus": "bus",
     "serial": "serial",
+    "pool": "pool",
 }
 NIC_KEYS = {
     "bridge": "bridge",
