@@ -45,7 +45,9 @@ SUCCEEDED = frozenset({"succeeded"})
 CANCELLED = frozenset({"cancelled"})
 FAILED = frozenset({"failed"})
 
-VARIANTS = {"live_migrate": ("live_migrate[block]", "live_migrate[shared]")}
+VARIANTS = {
+    "live_migrate": ("live_migrate[block]", "live_migrate[shared]", "live_migrate[mixed]"),
+}
 """Kinds of operations that take different ways on different pools, and what those are called."""
 
 FILES = "spawn[files]"
@@ -53,6 +55,8 @@ FILES_STEP = "inject_files"
 """A spawn whose guest is waited for until its agent writes files: only for the step that does."""
 
 POOLS = {"live_migrate[shared]": "shared"}
+LAST_DISKS_POOLS = dict.fromkeys(("live_migrate[mixed]", "spawn", "delete"), "shared")
+"""Where the last disk of a guest is elsewhere than the others."""
 
 DEATHS = "it takes a dead host; tests/workflow/test_evacuate.py goes through its steps"
 KINDS_ELSEWHERE = {
@@ -118,6 +122,11 @@ class Case:
     def pool(self) -> str:
         """The storage pool of the guest."""
         return POOLS.get(self.label, "local")
+
+    @property
+    def last_disks_pool(self) -> str:
+        """The storage pool of its last disk."""
+        return LAST_DISKS_POOLS.get(self.label, self.pool)
 
 
 def all_points() -> list[CrashPoint]:

@@ -79,14 +79,17 @@ class Stock:
             self.forget(self._names.get("spawn"))
             name = self._take_name("spawn")
             fields = {**self._told_guest(case), **CARD, "host": a, "pool": case.pool}
-            fields["disks"] = EXTRA_DISKS
+            fields["disks"] = _extra_disks(case)
             return Cast(Ask("spawn", name, fields), None, a, a)
         if case.kind == "hydrate":
             self.forget(self._names.get("hydrate"))
             row = self._boot_from_source(self._take_name("hydrate"), a, case.pool)
             return Cast(Ask("hydrate", row["name"], {}), row["id"], a, a)
         slot = {"live_migrate": case.label, "delete": "delete"}.get(case.kind, "power")
-        row = self._ensure(slot, case.pool, "stopped" if case.kind == "start" else "active")
+        wanted: dict[str, Any] = {"pool": case.pool}
+        if case.kind in ("live_migrate", "delete"):
+            wanted["disks"] = _extra_disks(case)
+        row = self._ensure(slot, wanted, "stopped" if case.kind == "start" else "active")
         src = row["host"]
         if case.kind in ("live_migrate", "check_migration"):
             dst = b if src == a else a
@@ -124,7 +127,7 @@ class Stock:
 
     def _bring_to(self, slot: str, host: str) -> None:
         """See to it that a guest runs on a host."""
-        row = self._ensure(slot, "local", "active")
+        row = self._ensure(slot, {}, "active")
         if row["host"] != host:
             self._stage.client.migrate(row["name"], dst=host).wait(PREPARE_S)
 
@@ -135,12 +138,12 @@ class Stock:
         self._stage.client.spawn(name=name, **fields, **more).wait(PREPARE_S)
         return self._get(name)
 
-    def _ensure(self, slot: str, pool: str, state: str) -> dict[str, Any]:
+    def _ensure(self, slot: str, wanted: dict[str, Any], state: str) -> dict[str, Any]:
         row = self._find(self._names.get(slot))
         if row is None:
             name = self._take_name(slot)
-            fields = {**self._stage.boot_guest(), "host": self._stage.lab.hosts[0], "pool": pool}
-            fields |= {"disks": EXTRA_DISKS} if slot.startswith("live_migrate") else CARD
+            fields = {**self._stage.boot_guest(), "host": self._stage.lab.hosts[0], **wanted}
+            fields |= {} if slot.startswith("live_migrate") else CARD
             self._stage.client.spawn(name=name, **fields).wait(PREPARE_S)
             row = self._get(name)
         if row["state"] != state:
@@ -164,3 +167,8 @@ class Stock:
             "SELECT id, name, host, state FROM instances WHERE name = %s AND state <> 'deleted'",
             (name,),
         ).fetchone()
+
+
+def _extra_disks(case: Case) -> list[dict[str, Any]]:
+    *others, last = EXTRA_DISKS
+    return [*others, {**last, "pool": case.last_disks_pool}]
