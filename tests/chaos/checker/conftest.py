@@ -37,12 +37,16 @@ def find(lab: Lab, known_violations: set[tuple[str, str]]) -> Find:
 def moved_guest(
     client: Innkeeper, lab: Lab, known_violations: set[tuple[str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """A guest that was moved once; tests put back whatever they do to it."""
+    """A guest that was moved once, with one disk copied and one shared.
+
+    Tests put back whatever they do to it.
+    """
     env, name = lab.env(), f"t-{uuid.uuid4().hex[:8]}"
     image: dict[str, Any] = {
         "image": env["INNKEEPER_LAB_BOOT_IMAGE"],
         "sha256": env["INNKEEPER_LAB_BOOT_IMAGE_SHA256"],
     }
-    client.spawn(name=name, host=lab.hosts[0], memory_mib=64, **image).wait(60)
+    disks = [{"size_mib": 1, "pool": "shared"}]
+    client.spawn(name=name, host=lab.hosts[0], memory_mib=64, disks=disks, **image).wait(60)
     yield client.migrate(name, dst=lab.hosts[1]).wait(60)
     client.delete(name).wait(60)

@@ -34,15 +34,30 @@ def test_a_file_without_owner(lab: Lab, find: Find, pool: str, path: str) -> Non
 
 
 def test_files_that_a_guest_left_behind(lab: Lab, find: Find, moved_guest: dict[str, Any]) -> None:
-    for host, path in (
-        (moved_guest["src"], f"instances/{moved_guest['id']}/root.qcow2"),
-        (moved_guest["src"], f"consoles/{moved_guest['id']}.log"),
-        (moved_guest["dst"], f"instances/{moved_guest['id']}/.root.qcow2.half-made"),
+    src, dst = state_dir(lab, moved_guest["src"]), state_dir(lab, moved_guest["dst"])
+    for root, path in (
+        (src, f"instances/{moved_guest['id']}/root.qcow2"),
+        (src, f"consoles/{moved_guest['id']}.log"),
+        (dst, f"instances/{moved_guest['id']}/.root.qcow2.half-made"),
+        (lab.layout.shared, f"instances/{moved_guest['id']}/.vdb.qcow2.half-made"),
     ):
-        with file(state_dir(lab, host) / path):
+        with file(root / path):
             found = find()
             assert names(found) == {"nothing_orphaned"}, path
             assert found[0].timeline
+
+
+def test_files_in_a_pool_that_the_guest_does_not_name(
+    lab: Lab, find: Find, moved_guest: dict[str, Any]
+) -> None:
+    assert find() == []
+    name_pool = (
+        "UPDATE instances SET spec = jsonb_set(spec, '{{disks,0,pool}}', '{}') WHERE id = %s"
+    )
+    with sql(lab, name_pool.format("null"), name_pool.format('"shared"'), moved_guest["id"]):
+        found = find()
+    assert names(found) == {"nothing_orphaned"}
+    assert all("innkeeper-shared" in violation.what for violation in found)
 
 
 @pytest.mark.parametrize("where", ["run/innkeeper/locks", "innkeeper/images/.locks"])
