@@ -259,9 +259,15 @@ def _instance(name: str) -> dict[str, Any]:
         "image": "file:///srv/noble.qcow2",
         "epoch": 1,
         "metadata": {"team": "blue"},
+        "disks": [_disk("vda", "root", "local"), _disk("vdb", "data", "shared")],
         "created_at": now,
         "updated_at": now,
     }
+
+
+def _disk(target: str, kind: str, pool: str) -> dict[str, Any]:
+    file = {"bus": "virtio", "format": "raw", "size_bytes": 2**20}
+    return {"target": target, "kind": kind, "pool": pool, **file}
 
 
 def _host(name: str) -> dict[str, Any]:

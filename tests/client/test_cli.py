@@ -184,7 +184,11 @@ def test_looking_around(innkeeper: Run) -> None:
         assert len(out.splitlines()) >= 2
         assert document(innkeeper(*command, "--json"))
     assert "vm-1" in innkeeper("ls")[1]
-    assert "team" in innkeeper("show", "vm-1")[1]
+    shown = innkeeper("show", "vm-1")[1]
+    assert "team" in shown
+    assert "1 GiB in local and shared" in shown
+    assert "data, 1 MiB, raw on virtio in shared" in shown
+    assert "raw on virtio in local" not in shown
     assert innkeeper("disable", "hv-a", "--reason", "new disks")[1].startswith(
         "hv-a is disabled: new disks ("
     )
