@@ -275,14 +275,9 @@ def append_log(session: Speaker, key: StepKey, message: str) -> None:
     )
 
 
-def complete_step(session: Speaker, key: StepKey, detail: dict[str, Any]) -> None:
+def complete_step(session: Session, key: StepKey, detail: dict[str, Any]) -> None:
     """Record a step as done."""
-    _move(
-        session,
-        key,
-        _DONE,
-        detail=_json(detail),
-    )
+    _move(session, key, _DONE, detail=_json(detail))
 
 
 _COMPLETE_AND_RING = text(
