@@ -142,6 +142,12 @@ def insert_claim(
     )
 
 
+def split_by_pool(disk_gib: Mapping[str, int], pool: str) -> tuple[int, dict[str, int]]:
+    """Return the GiB in a claim's own pool, and by pool those elsewhere, as a claim has them."""
+    elsewhere_gib = {name: gib for name, gib in disk_gib.items() if name != pool}
+    return disk_gib.get(pool, 0), elsewhere_gib
+
+
 def release_claim(session: Session, *, host: str, instance_id: UUID) -> None:
     """Give a guest's claim on a host back; nothing happens when it has none."""
     session.execute(delete(Claim).where(Claim.host == host, Claim.instance_id == instance_id))

@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from models.claims import lock_host_snapshot
+from models.claims import lock_host_snapshot, split_by_pool
 from models.host import Claim
 from models.image import Image
 from models.instance import Instance
@@ -45,8 +45,7 @@ def fit_disk_claim(
         free_gib = snapshot.disk_free_gib(pool) + claimed_gib.get(pool, 0)
         if wanted_gib > free_gib:
             return pool, free_gib
-    claim.disk_gib = disk_gib.get(claim.pool, 0)
-    claim.elsewhere_gib = {pool: gib for pool, gib in disk_gib.items() if pool != claim.pool}
+    claim.disk_gib, claim.elsewhere_gib = split_by_pool(disk_gib, claim.pool)
     return None
 
 

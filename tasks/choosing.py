@@ -13,7 +13,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from innkeeper.types import InstanceSpec
-from models.claims import insert_claim, list_host_snapshots, lock_host_snapshot
+from models.claims import (
+    insert_claim,
+    list_host_snapshots,
+    lock_host_snapshot,
+    split_by_pool,
+)
 from models.disk import Disk
 from models.image import CachedImage, Image
 from models.instance import Instance
@@ -90,6 +95,7 @@ def choose_and_claim(
             attempt.rollback()
             refusals.extend(late)
             continue
+        own_gib, elsewhere_gib = split_by_pool(demand.disk_gib, instance.pool)
         insert_claim(
             session,
             host=name,
@@ -99,11 +105,9 @@ def choose_and_claim(
             sizes={
                 "vcpus": demand.vcpus,
                 "memory_mib": demand.memory_mib,
-                "disk_gib": demand.disk_gib.get(instance.pool, 0),
+                "disk_gib": own_gib,
             },
-            elsewhere_gib={
-                pool: gib for pool, gib in demand.disk_gib.items() if pool != instance.pool
-            },
+            elsewhere_gib=elsewhere_gib,
         )
         attempt.commit()
         return name, refusals
