@@ -23,13 +23,11 @@ class RelayState:
 
     Args:
         position: the last position that was given.
-        published: the last one that Redis has taken.
         has_new: whether events have no place yet.
         is_busy: whether operations are under way, so that more is about to come.
     """
 
     position: int
-    published: int
     has_new: bool
     is_busy: bool
 
@@ -39,31 +37,38 @@ _HOLD = text(
     WITH mine AS (
         UPDATE event_relay
            SET owner = :owner,
+               published = least(greatest(published, :published), position),
                lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s)
          WHERE owner IS NULL OR lease_expires_at <= clock_timestamp()
             -- Of one node, one process lives: another of its name is dead.
             OR split_part(owner, '#', 1) = split_part(:owner, '#', 1)
-        RETURNING position, published
+        RETURNING position
     )
-    SELECT position, published, EXISTS (SELECT 1 FROM events WHERE events.position IS NULL),
+    SELECT position, EXISTS (SELECT 1 FROM events WHERE events.position IS NULL),
            EXISTS (SELECT 1 FROM operations WHERE state IN ('queued', 'running', 'undoing'))
       FROM mine
     """
 )
 
 
-def hold_relay(session: Session, *, owner: str, lease_s: float) -> RelayState | None:
+def hold_relay(
+    session: Session, *, owner: str, lease_s: float, published: int = 0
+) -> RelayState | None:
     """Take or keep the relay, and look what there is to do: one statement.
 
     Args:
         session: an open transaction; until its end nobody else gives positions.
         owner: ``node#process``; a node's next process takes the relay from its last one.
         lease_s: for how long the relay is this process's without another call.
+        published: the last position that the caller has seen Redis take; the record of it never
+            goes back.
 
     Returns:
         None while the relay is another's.
     """
-    row = session.execute(_HOLD, {"owner": owner, "lease_s": lease_s}).one_or_none()
+    row = session.execute(
+        _HOLD, {"owner": owner, "lease_s": lease_s, "published": published}
+    ).one_or_none()
     return None if row is None else RelayState(*row)
 
 
@@ -110,13 +115,6 @@ def list_events_after(session: Session, after: int, *, limit: int) -> list[Event
         _EVENTS.where(Event.position > after).order_by(Event.position).limit(limit)
     )
     return [_view(row) for row in rows]
-
-
-def mark_published(session: Session, position: int) -> None:
-    """Write how far the events have been published; never goes back."""
-    session.execute(
-        update(EventRelay).values(published=func.greatest(EventRelay.published, position))
-    )
 
 
 def read_page(

@@ -20,6 +20,8 @@ class Instance(Timestamps, Base):
     """
 
     __tablename__ = "instances"
+    # Who settles a guest tells how it is now, in the same transaction.
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 (as SQLAlchemy declares it)
     __table_args__ = (
         Index(
             "uq_instances_living_name",

@@ -290,29 +290,38 @@ _COMPLETE_AND_RING = text(
           FROM mine
          WHERE s.operation_id = mine.operation_id AND s.position = :position + 1
            AND s.state = 'queued'
-        RETURNING s.position
+        RETURNING s.position, s.name, s.host
     )
-    SELECT EXISTS (SELECT 1 FROM rung) FROM mine
+    SELECT rung.position, rung.name, rung.host FROM mine LEFT JOIN rung ON true
     """  # noqa: S608 (constants of this module)
 )
 
 
-def complete_and_ring(session: Session, key: StepKey, detail: dict[str, Any]) -> bool:
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """The step that comes next, and whose queue it is for."""
+
+    position: int
+    name: str
+    host: str | None
+
+
+def complete_and_ring(session: Session, key: StepKey, detail: dict[str, Any]) -> Rung | None:
     """Record a step as done, and the one after it as rung if that waits for it.
 
     Returns:
-        Whether it does.
+        The one after it; None when none waits.
 
     Raises:
         LeaseLost: the step is another worker's.
     """
-    has_rung = session.connection().execute(
+    found = session.connection().execute(
         _COMPLETE_AND_RING, {**asdict(key), "detail": _json(detail)}
     )
-    row = has_rung.one_or_none()
+    row = found.one_or_none()
     if row is None:
         raise _lost(key)
-    return bool(row[0])
+    return None if row.position is None else Rung(row.position, row.name, row.host)
 
 
 def complete_undo(session: Session, key: StepKey) -> None:

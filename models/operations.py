@@ -101,22 +101,76 @@ def append_steps(
     """Write steps after those the operation has; the first of them counts as rung."""
     if not steps:
         return
+    session.connection().execute(
+        text(_INSERT_STEPS), _step_values(operation_id, steps, first_position=first_position)
+    )
+
+
+_INSERT_STEPS = """
+    INSERT INTO steps (operation_id, position, name, host, rung_at, rings)
+    SELECT :operation_id, s.position, s.name, s.host,
+           CASE WHEN s.position = :first THEN clock_timestamp() END,
+           CASE WHEN s.position = :first THEN 1 ELSE 0 END
+      FROM jsonb_to_recordset(CAST(:steps AS jsonb)) AS s (position int, name text, host text)
+"""
+
+
+def _step_values(
+    operation_id: UUID, steps: Sequence[PlannedStep], *, first_position: int
+) -> dict[str, Any]:
     rows = [
         {"position": first_position + index, "name": step.name, "host": step.host}
         for index, step in enumerate(steps)
     ]
-    session.execute(
-        text(
-            """
-            INSERT INTO steps (operation_id, position, name, host, rung_at, rings)
-            SELECT :operation_id, s.position, s.name, s.host,
-                   CASE WHEN s.position = :first THEN clock_timestamp() END,
-                   CASE WHEN s.position = :first THEN 1 ELSE 0 END
-              FROM jsonb_to_recordset(CAST(:steps AS jsonb))
-                   AS s (position int, name text, host text)
-            """
-        ),
-        {"operation_id": operation_id, "first": first_position, "steps": json.dumps(rows)},
+    return {"operation_id": operation_id, "first": first_position, "steps": json.dumps(rows)}
+
+
+_PLACE_NEW = text(
+    f"""
+    WITH placed AS (
+        UPDATE instances SET host = :host, updated_at = clock_timestamp() WHERE id = :instance_id
+    ), chosen AS (
+        UPDATE operations
+           SET instance_id = :instance_id, dst_host = :host, epoch = :epoch,
+               state_before = :state_before, refusals = CAST(:refusals AS jsonb),
+               updated_at = clock_timestamp()
+         WHERE id = :operation_id
+    )
+    {_INSERT_STEPS}
+    """  # noqa: S608 (constants of this module)
+)
+
+
+def place_new_instance(
+    session: Session,
+    instance: Instance,
+    *,
+    host: str,
+    refusals: list[dict[str, Any]],
+    steps: Sequence[PlannedStep],
+) -> None:
+    """Write where a new guest is to be, and how it gets there: one statement.
+
+    Args:
+        session: the transaction that has written guest and operation, and claimed the host.
+        instance: the guest; what the session knows of it is not what stands in its row afterwards.
+        host: where it will be.
+        refusals: why the other hosts were not taken, in wire form.
+        steps: its operation's; the first counts as rung.
+    """
+    operation_id = instance.operation_id
+    if operation_id is None:
+        raise ValueError(f"no operation makes instance {instance.id}")
+    session.connection().execute(
+        _PLACE_NEW,
+        {
+            **_step_values(operation_id, steps, first_position=0),
+            "host": host,
+            "instance_id": instance.id,
+            "epoch": instance.epoch,
+            "state_before": instance.state.value,
+            "refusals": json.dumps(refusals),
+        },
     )
 
 

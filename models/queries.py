@@ -139,7 +139,6 @@ def _cards_of(instance: Instance) -> list[CardView]:
 def view_settled(session: Session, instance: Instance, operation: Operation) -> dict[str, Any]:
     """Return a guest as the result of the operation that is ending with this transaction."""
     session.flush()
-    session.refresh(instance)
     disks = _disks_of(session, [instance.id]).get(instance.id, [])
     view = _view(instance, disks, None, None).model_dump(mode="json")
     return {**view, "operation_id": str(operation.id)}

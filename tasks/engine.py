@@ -15,6 +15,7 @@ from tasks.context import HostServices, name_boundary
 from tasks.fencing_hook import FencingHook
 from tasks.keyring import Keyring
 from tasks.leases import LeaseKeeper
+from tasks.own_queue import OwnQueue
 from tasks.tls_rule import TlsRule
 from tasks.workflow import StepSpec, Workflow, Workflows
 
@@ -42,6 +43,7 @@ class Engine:
         keyring: opens what callers have sealed.
         fencing_hook: switches hosts off; None where that is done by hand.
         migration_defaults: what the settings say of migrations; read where requests are taken on.
+        own_queue: the worker's way to itself.
     """
 
     database: Database
@@ -54,6 +56,7 @@ class Engine:
     keyring: Keyring = field(default_factory=Keyring)
     fencing_hook: FencingHook | None = None
     migration_defaults: MigrationDefaults = field(default_factory=MigrationDefaults)
+    own_queue: OwnQueue = field(default_factory=OwnQueue)
 
 
 @dataclass(frozen=True, slots=True)

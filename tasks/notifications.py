@@ -67,6 +67,7 @@ class EventRelay:
         self._max_age_s = max_age_s
         self._owner = owner
         self._forget_at = 0.0
+        self._taken = 0
 
     def relay(self, redis: Redis) -> Round:
         """Publish what is new, and again what Redis has lost.
@@ -94,7 +95,8 @@ class EventRelay:
             self._add(redis, batch)
             crash_point("events", "relayed")
             after, published = batch[-1].id, published + len(batch)
-            self._database.run(self._mark(after))
+            # Written down by the next look, which is soon and writes anyway.
+            self._taken = after
         self._forget_old()
         return Round(is_mine=True, published=published, is_busy=state.is_busy or published > 0)
 
@@ -115,11 +117,13 @@ class EventRelay:
             log.info("old events removed", events=removed)
 
     def _hold(self, session: Session) -> RelayState | None:
-        state = event_feed.hold_relay(session, owner=self._owner, lease_s=LEASE_S)
+        state = event_feed.hold_relay(
+            session, owner=self._owner, lease_s=LEASE_S, published=self._taken
+        )
         if state is None or not state.has_new:
             return state
         placed = event_feed.place_events(session)
-        return RelayState(state.position + placed, state.published, False, state.is_busy)
+        return RelayState(state.position + placed, False, state.is_busy)
 
     def _find_last(self, redis: Redis, state: RelayState) -> int:
         """Return the position after which Redis needs events."""
@@ -128,16 +132,13 @@ class EventRelay:
             # The database is an older one that was restored; its next events have these ids too.
             log.warning("the stream is ahead of the database, beginning it anew", last=last)
             redis.delete(self._stream)
-            last = 0
+            last = self._taken = 0
         # Redis is asked, not the record of what it once took: it may have lost that since. What the
         # stream would not keep is not sent.
         return max(last, state.position - self._length)
 
     def _read_after(self, after: int) -> Callable[[Session], list[EventView]]:
         return lambda session: event_feed.list_events_after(session, after, limit=BATCH)
-
-    def _mark(self, position: int) -> Callable[[Session], None]:
-        return lambda session: event_feed.mark_published(session, position)
 
     def _add(self, redis: Redis, batch: list[EventView]) -> None:
         # In MULTI, a Redis that is full refuses all of them: no later one is there before these.

@@ -1,15 +1,20 @@
 """Records what came of a claimed step, each in one transaction that matches on the attempt."""
 
+from contextlib import ExitStack
+
 import structlog
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import HypervisorUnavailable, InnkeeperError, LeaseLost, OutcomeUnknown
 from models import ledger, operations
+from models.ledger import Rung
 from models.operation import Operation
 from tasks import endings
 from tasks.calling import call_waiting
+from tasks.claiming import try_claim
 from tasks.crashpoints import crash_point
 from tasks.engine import Claim, Engine, Verdict
+from tasks.hands import InHand
 from tasks.retry import backoff_s
 from tasks.workflow import Done, Parked, RollForward
 
@@ -18,18 +23,34 @@ log = structlog.get_logger(__name__)
 OWED_RETRY_S = 30.0
 
 
-def record_done(engine: Engine, claim: Claim, done: Done) -> Verdict:
-    """Record a step as done, with its own commit; the last one ends the operation."""
+def record_done(
+    engine: Engine, claim: Claim, done: Done, *, lock: ExitStack | None = None
+) -> Verdict:
+    """Record a step as done, with its own commit; the last one ends the operation.
 
-    def record(session: Session) -> bool:
-        goes_on = ledger.complete_and_ring(session, claim.step.key, done.detail)
+    Args:
+        engine: this process's parts.
+        claim: the step.
+        done: what it did.
+        lock: the guest's, to be handed on where the next step is this process's; None where its
+            message is not.
+    """
+    keeps = lock is not None and not done.rings_anew
+
+    def record(session: Session) -> tuple[bool, Claim | None]:
+        following = ledger.complete_and_ring(session, claim.step.key, done.detail)
         if done.commit is not None:
             done.commit(session)
-        has_ended = not goes_on and endings.end_if_done(session, claim.workflow, claim.operation.id)
+        has_ended = following is None and endings.end_if_done(
+            session, claim.workflow, claim.operation.id
+        )
+        ahead = _claim_ahead(session, engine, claim, following) if keeps and following else None
         crash_point(claim.where, "recording")
-        return has_ended
+        return has_ended, ahead
 
-    has_ended = engine.database.run(record)
+    has_ended, ahead = engine.database.run(record)
+    if ahead is not None and lock is not None:
+        _keep_in_hand(engine, ahead, lock)
     crash_point(claim.where, "recorded")
     log.info("step done", **done.detail)
     if has_ended:
@@ -46,6 +67,25 @@ def record_done(engine: Engine, claim: Claim, done: Done) -> Verdict:
         # The chain that rang this step leads to a host that has nothing to do with it any more.
         return Verdict.IGNORE
     return Verdict.PASS_ON
+
+
+def _claim_ahead(session: Session, engine: Engine, claim: Claim, following: Rung) -> Claim | None:
+    """Claim the next step with this one's record, where it needs no more than that."""
+    has_door = claim.workflow.get_step(following.name).admit is not None
+    if has_door or following.host != claim.step.host or claim.operation.state.is_final:
+        return None
+    session.flush()
+    ahead = try_claim(session, engine, claim.operation.id, following.position)
+    return ahead if isinstance(ahead, Claim) else None
+
+
+def _keep_in_hand(engine: Engine, ahead: Claim, lock: ExitStack) -> None:
+    stack = ExitStack()
+    lease = stack.enter_context(engine.leases.hold(ahead.step.key))
+    is_same = ahead.instance is None or ahead.instance.epoch == ahead.operation.epoch
+    engine.own_queue.hands.keep(
+        InHand(ahead, lease, stack, lock.pop_all() if is_same else ExitStack(), has_guest=is_same)
+    )
 
 
 def record_parked(engine: Engine, claim: Claim, pause: Parked) -> Verdict:

@@ -25,6 +25,7 @@ from tasks.crashpoints import crash_point
 from tasks.engine import Engine, Verdict
 from tasks.evacuation_plan import plan_evacuation
 from tasks.guest_data import refuse_unreadable
+from tasks.own_queue import OwnQueue, StepTask
 from tasks.queries import QUERIES, Answer
 from tasks.requests import ACCEPT, Accept, Envelope, find_repeated
 from tasks.runner import run_step
@@ -48,17 +49,20 @@ SUBJECTS = {kind: f"innkeeper.instance.{kind}" for kind in ACCEPT} | {
 }
 
 
-def register_tasks(app: Celery, engine: Callable[[], Engine]) -> None:
+def register_tasks(
+    app: Celery, engine: Callable[[], Engine], own_queue: OwnQueue | None = None
+) -> None:
     """Register every task of this release.
 
     Args:
         app: the Celery application.
         engine: returns this process's engine; asked when a task runs, so that programs that only
             publish or look need none.
+        own_queue: the worker's way to itself; None for programs that are no worker.
     """
     for workflow in WORKFLOWS:
         for step in workflow.steps:
-            _register_step(app, engine, workflow, step)
+            _register_step(app, engine, workflow, step, own_queue or OwnQueue())
     for kind in ACCEPT:
         _register_request(app, engine, kind)
     for name, query in QUERIES.items():
@@ -68,16 +72,27 @@ def register_tasks(app: Celery, engine: Callable[[], Engine]) -> None:
 
 
 def _register_step(
-    app: Celery, engine: Callable[[], Engine], workflow: Workflow, step: StepSpec
+    app: Celery,
+    engine: Callable[[], Engine],
+    workflow: Workflow,
+    step: StepSpec,
+    own_queue: OwnQueue,
 ) -> None:
-    def run(operation_id: str, position: int, **_: Any) -> None:
-        if run_step(engine(), UUID(operation_id), position) is Verdict.IGNORE:
+    def run(self: StepTask, operation_id: str, position: int, **_: Any) -> None:
+        parts = engine()
+        verdict = run_step(
+            parts, UUID(operation_id), position, goes_on_here=self.goes_on_here(position + 1)
+        )
+        if verdict is Verdict.IGNORE:
             raise Ignore
 
     for is_undo in (False, True) if step.undo is not None else (False,):
         body = step.undo if is_undo else step.do
         task = app.task(
             name=task_name(workflow.kind, step.name, is_undo=is_undo),
+            base=StepTask,
+            bind=True,
+            own_queue=own_queue,
             ignore_result=True,
             shared=False,
         )(_copy(run, name=step.name, doc=inspect.getdoc(body)))

@@ -47,6 +47,7 @@ from models.operations import (
     append_steps,
     get_instance_by_reference,
     insert_operation,
+    place_new_instance,
     take_instance,
 )
 from models.server_groups import join_group
@@ -232,29 +233,21 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         wanted=spec.host,
         ignored=frozenset(),
     )
-    instance.host = host
-    _write_choice(
+    place_new_instance(
         session,
-        new.id,
-        host,
-        refusals,
-        instance_id=instance.id,
-        epoch=instance.epoch,
-        state_before=instance.state.value,
-    )
-    append_steps(
-        session, new.id, WORKFLOWS["spawn"].plan(src=None, dst=host, spec=wire), first_position=0
+        instance,
+        host=host,
+        refusals=[refusal.to_wire() for refusal in refusals],
+        steps=WORKFLOWS["spawn"].plan(src=None, dst=host, spec=wire),
     )
 
 
-def _write_choice(
-    session: Session, operation_id: UUID, host: str, refusals: list[Refusal], **more: Any
-) -> None:
-    """Write which host was chosen, why not the others, and what else is known by then."""
+def _write_choice(session: Session, operation_id: UUID, host: str, refusals: list[Refusal]) -> None:
+    """Write which host was chosen, and why not the others."""
     session.execute(
         update(Operation)
         .where(Operation.id == operation_id)
-        .values(dst_host=host, refusals=[refusal.to_wire() for refusal in refusals], **more)
+        .values(dst_host=host, refusals=[refusal.to_wire() for refusal in refusals])
     )
 
 

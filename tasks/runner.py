@@ -2,7 +2,8 @@
 
 bell → claim (one UPDATE) ─ nothing matched ─→ done already? pass the bell on : ignore
          │
-         ├ the guest's file lock on this host, then the epoch again under it
+         ├ the guest's file lock on this host, then the epoch again under it; a step that follows
+         │  one of this worker's has claim and lock from that: see hands
          ├ do / undo                       (probe, act, verify; intents written before effects)
          └ record outcome + commit in one transaction, matched on the attempt
                ├ last step   → the operation ends, its outcome is published
@@ -16,7 +17,6 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from innkeeper.errors import (
     AttemptsExhausted,
@@ -25,13 +25,13 @@ from innkeeper.errors import (
     InternalError,
     LeaseLost,
 )
-from innkeeper.states import StepState
-from models import debts, ledger
-from models.claimed_rows import read_claimed_rows
+from models import ledger
 from models.session import Database
-from tasks.context import StepContext, name_boundary
+from tasks.claiming import try_claim
+from tasks.context import StepContext
 from tasks.crashpoints import crash_point
 from tasks.engine import Claim, Engine, Verdict
+from tasks.hands import InHand
 from tasks.os_faults import find_host_fault
 from tasks.recording import (
     record_done,
@@ -49,26 +49,30 @@ log = structlog.get_logger(__name__)
 # Workers die of other things than the step in hand, and several times in a row on a bad day; one
 # that dies of it every time must still come to an end.
 MOST_LOST_WORKERS = 10
-FENCED_RETRY_S = 2.0
-# Whoever leaves calls the next; this is for a call that got lost.
-ASK_AGAIN_S = 5.0
 
 
 class Moot(Exception):
     """What an ended operation still owed has been overtaken: there is nothing to do for it."""
 
 
-def run_step(engine: Engine, operation_id: UUID, position: int) -> Verdict:
+def run_step(
+    engine: Engine, operation_id: UUID, position: int, *, goes_on_here: bool = False
+) -> Verdict:
     """Run one step of an operation, or find that there is nothing to do.
 
     Args:
         engine: this process's parts.
         operation_id: the operation.
         position: the step's place in its ledger.
+        goes_on_here: whether the message of the step after it will be this process's, too.
     """
-    claim = engine.database.run(lambda session: _claim(session, engine, operation_id, position))
-    if isinstance(claim, Verdict):
-        return claim
+    kept = engine.own_queue.hands.take(operation_id, position)
+    if kept is None:
+        claim = engine.database.run(lambda s: try_claim(s, engine, operation_id, position))
+        if isinstance(claim, Verdict):
+            return claim
+    else:
+        claim = kept.claim
     crash_point(claim.where, "claimed")
     with structlog.contextvars.bound_contextvars(
         operation=str(operation_id),
@@ -77,59 +81,16 @@ def run_step(engine: Engine, operation_id: UUID, position: int) -> Verdict:
         step=claim.step.name,
         attempt=claim.step.key.attempt,
     ):
-        return _run_claimed(engine, claim)
+        return _run_claimed(engine, claim, kept, goes_on_here=goes_on_here)
 
 
-def _claim(session: Session, engine: Engine, operation_id: UUID, position: int) -> Claim | Verdict:
-    step = ledger.claim_step(
-        session,
-        operation_id,
-        position,
-        owner=engine.leases.owner,
-        lease_s=engine.leases.lease_s,
-    )
-    if step is None:
-        state = ledger.find_step_state(session, operation_id, position)
-        is_over = state in (StepState.DONE, StepState.UNDONE, StepState.FAILED)
-        return Verdict.PASS_ON if is_over else Verdict.IGNORE
-    operation, instance, is_fenced = read_claimed_rows(
-        session.connection(), operation_id, host=step.host
-    )
-    workflow = engine.workflows[operation.kind]
-    spec = workflow.get_step(step.name)
-    if step.host is not None and (engine.services is None or engine.services.name != step.host):
-        # A message on the wrong queue; the right worker is rung again by the sweeper.
-        ledger.decline_step(session, step.key, after_s=0)
-        return Verdict.IGNORE
-    if is_fenced and step.host is not None:
-        ledger.requeue_step(
-            session,
-            step.key,
-            after_s=FENCED_RETRY_S,
-            waiting_for=f"{step.host}, which was fenced, to be cleaned",
-        )
-        return Verdict.IGNORE
-    if operation.state.is_final:
-        holder = debts.find_holder(session, operation_id)
-        if holder is not None:
-            ledger.requeue_step(
-                session, step.key, after_s=5, waiting_for=f"the guest's {holder} to end"
-            )
-            return Verdict.IGNORE
-    if spec.admit is not None and not step.is_undo and not step.was_begun_before:
-        waiting_for = spec.admit.ask(session, operation)
-        if waiting_for is not None:
-            ledger.decline_step(session, step.key, after_s=ASK_AGAIN_S, waiting_for=waiting_for)
-            return Verdict.IGNORE
-    crash_point(name_boundary(operation.kind, step), "claiming")
-    return Claim(step, operation, instance, step.details_of_done, workflow, spec)
-
-
-def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
-    key = claim.step.key
+def _run_claimed(
+    engine: Engine, claim: Claim, kept: InHand | None, *, goes_on_here: bool
+) -> Verdict:
     log.info("step begins", undo=claim.step.is_undo)
-    with ExitStack() as stack:
-        lease = stack.enter_context(engine.leases.hold(key))
+    with ExitStack() if kept is None else kept.stack as stack:
+        lease = kept.lease if kept else stack.enter_context(engine.leases.hold(claim.step.key))
+        lock = stack.enter_context(kept.lock if kept else ExitStack())
         context = StepContext(
             database=engine.database,
             operation=claim.operation,
@@ -145,8 +106,10 @@ def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
         )
         try:
             _refuse_if_hopeless(claim)
-            if context.services is not None and claim.instance is not None:
-                stack.enter_context(
+            if kept is not None and kept.has_guest:
+                context.assert_owned()
+            elif context.services is not None and claim.instance is not None:
+                lock.enter_context(
                     guest_lock(
                         context.services.lock_dir,
                         claim.instance.id,
@@ -170,7 +133,7 @@ def _run_claimed(engine: Engine, claim: Claim) -> Verdict:
             crash_point(claim.where, "acting")
             done = claim.spec.do(context)
             crash_point(claim.where, "acted")
-            return record_done(engine, claim, done)
+            return record_done(engine, claim, done, lock=lock if goes_on_here else None)
         except LeaseLost as exc:
             log.warning("step lost", reason=str(exc))
             return Verdict.IGNORE

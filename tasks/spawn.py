@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from innkeeper.states import BootStage, InstanceState, PowerState
+from innkeeper.states import InstanceState, PowerState
 from models.claims import release_claim
 from models.disks import forget_disks
 from models.event import Event
@@ -26,17 +26,24 @@ from tasks.workflow import On, StepSpec, Workflow
 
 
 def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
-    instance = session.get_one(Instance, operation.instance_id, populate_existing=True)
-    boot = session.scalars(
-        select(Step.detail)
+    stage = (
+        select(Step.detail["boot_stage"].as_string())
         .where(Step.operation_id == operation.id, Step.name == "wait_boot")
         .order_by(Step.position.desc())
         .limit(1)
+    )
+    instance = session.scalars(
+        update(Instance)
+        .where(Instance.id == operation.instance_id)
+        .values(
+            state=InstanceState.ACTIVE,
+            power_state=PowerState.RUNNING,
+            power_observed_at=func.clock_timestamp(),
+            boot_stage=stage.scalar_subquery(),
+        )
+        .returning(Instance),
+        execution_options={"populate_existing": True, "synchronize_session": False},
     ).one()
-    instance.state = InstanceState.ACTIVE
-    instance.power_state = PowerState.RUNNING
-    instance.power_observed_at = func.clock_timestamp()
-    instance.boot_stage = BootStage(boot["boot_stage"])
     return view_settled(session, instance, operation)
 
 

@@ -53,6 +53,7 @@ def build_app(settings: Settings, *, node: str) -> Celery:
         accept_content=["json"],
         task_default_queue="control",
         task_create_missing_queues=True,
+        worker_consumer="workers.consumer:Consumer",
         worker_send_task_events=True,
         task_send_sent_event=True,
         worker_hijack_root_logger=False,

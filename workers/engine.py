@@ -15,6 +15,7 @@ from tasks.context import HostServices
 from tasks.engine import Engine
 from tasks.fencing_hook import FencingHook
 from tasks.leases import LeaseKeeper
+from tasks.own_queue import OwnQueue
 from tasks.registration import register_tasks
 from workers.app import build_app
 from workers.notifications import EventBell
@@ -64,12 +65,14 @@ def build_engine(
         else None,
         migration_defaults=settings.migration_defaults,
     )
-    register_everything(app, lambda: engine)
+    register_everything(app, lambda: engine, engine.own_queue)
     return app, engine
 
 
-def register_everything(app: Celery, engine: Callable[[], Engine]) -> None:
+def register_everything(
+    app: Celery, engine: Callable[[], Engine], own_queue: OwnQueue | None = None
+) -> None:
     """Register every task of this release with an application."""
-    register_tasks(app, engine)
+    register_tasks(app, engine, own_queue)
     register_chores(app, engine)
     app.finalize()

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 POWER_KINDS = frozenset({"started", "resumed", "suspended", "stopped", "crashed", "pmsuspended"})
 RETRY_S = 1.0
-GATHER_S = 0.03
+GATHER_S = 0.1
 
 
 class EventPump:

@@ -29,6 +29,7 @@ def guard_redis_transport() -> None:
     """Put the guards in place; safe to call again."""
     _guard_closed_channels()
     _guard_refusals()
+    _keep_clients()
 
 
 def _guard_closed_channels() -> None:
@@ -43,6 +44,24 @@ def _guard_closed_channels() -> None:
 
     connparams.is_guarded = True  # type: ignore[attr-defined]
     transport.Channel._connparams = connparams
+
+
+def _keep_clients() -> None:
+    original = transport.Channel._create_client
+    if kombu.__version__ != GUARDED_VERSION or getattr(original, "is_guarded", False):
+        return
+
+    def create_client(self: Any, asynchronous: bool = False) -> Any:
+        if asynchronous:
+            return original(self, asynchronous)
+        kept = self.__dict__.get("_kept_client")
+        # A channel that has lost its connection makes itself another pool.
+        if kept is None or kept.connection_pool is not self.pool:
+            kept = self.__dict__["_kept_client"] = original(self)
+        return kept
+
+    create_client.is_guarded = True  # type: ignore[attr-defined]
+    transport.Channel._create_client = create_client
 
 
 def _guard_refusals() -> None:

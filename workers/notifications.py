@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 IDLE_S = 5.0
 BUSY_S = 0.5
 # The most looks in a second are one divided by this.
-GATHER_S = 0.1
+GATHER_S = 0.25
 # A blocking read must end before the socket's own time-out.
 LONGEST_BLOCK_S = 2.0
 RETRY_S = 1.0
@@ -75,9 +75,10 @@ class EventBell:
             try:
                 with _redis_of(self._app) as redis:
                     while self._wanted.wait():
+                        # Others follow soon, and what an operation does next has precedence.
+                        time.sleep(GATHER_S)
                         self._wanted.clear()
                         self._ring_once(redis)
-                        time.sleep(GATHER_S)
             except AWAY as exc:
                 # The relay looks by itself, too.
                 log.debug("the events' bell was not rung", error=str(exc))

@@ -8,12 +8,13 @@ from uuid import UUID
 
 import structlog
 from celery import Celery
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import task_postrun, worker_ready, worker_shutting_down
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models import ledger, sweep
 from tasks.engine import Engine
+from tasks.own_queue import let_go_of_next
 
 log = structlog.get_logger(__name__)
 
@@ -54,12 +55,18 @@ def run_worker(
             ready_file.touch()
         log.info("worker ready", queue=queue)
 
-    def ready(**_: object) -> None:
+    def ready(sender: object, **_: object) -> None:
+        engine.own_queue.open(sender, queue)
         # Not in the consumer's thread, which Postgres may keep waiting.
         threading.Thread(target=take_over, name="take-over", daemon=True).start()
 
+    def shutting_down(**_: object) -> None:
+        engine.own_queue.close()
+        log.info("worker shutting down")
+
     worker_ready.connect(ready, weak=False)
-    worker_shutting_down.connect(lambda **_: log.info("worker shutting down"), weak=False)
+    worker_shutting_down.connect(shutting_down, weak=False)
+    task_postrun.connect(let_go_of_next, weak=False)
     worker = app.Worker(
         hostname=f"{node}@innkeeper",
         pool="threads",

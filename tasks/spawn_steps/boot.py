@@ -20,7 +20,9 @@ def wait_boot(context: StepContext) -> Done:
     wanted = BootStage(spec.wait)
 
     def show(stage: BootStage) -> None:
-        context.progress(stage.rung / wanted.rung if wanted.rung else 1.0, f"guest is at {stage}")
+        # The last one is told by the step's end.
+        if stage is not wanted:
+            context.progress(stage.rung / wanted.rung, f"guest is at {stage}")
 
     context.midway()
     reached = wait_for_boot(

@@ -272,7 +272,7 @@ def test_old_events_are_forgotten_from_the_front(database: Database) -> None:
         return event_feed.forget_events(session, older_than_s=3600)
 
     assert database.run(forget) == 0, "nothing goes that has not been published"
-    database.run(lambda session: event_feed.mark_published(session, 5))
+    database.run(lambda s: event_feed.hold_relay(s, owner="a", lease_s=60, published=5))
     assert database.run(forget) == 2
     with database.transaction() as session:
         page = event_feed.read_page(session, after=0, limit=10)

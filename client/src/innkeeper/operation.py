@@ -6,8 +6,9 @@ ends a wait: the client asks again, and a request that was lost on its way is se
 same id, which makes it the same operation.
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +26,7 @@ OUTAGE_LIMIT_S = 120.0
 _ARRIVAL_S = 1.5
 _LONGEST_ARRIVAL_S = 60.0
 
-_FIRST_ASK_S = 0.5
+_FIRST_ASK_S = 1.0
 _ASK_EVERY_S = 2.0
 _VOLATILE = {"steps": {"__all__": {"elapsed_ms"}}}
 
@@ -97,7 +98,10 @@ class Operation:
             ServiceError: when nothing answers any more.
             InnkeeperError: the operation's own error, typed.
         """
-        patience = _Patience(timeout_s)
+        with self._transport.listening(self.id) as notices:
+            return self._wait(_Patience(timeout_s, notices.wait), timeout_s)
+
+    def _wait(self, patience: "_Patience", timeout_s: float | None) -> dict[str, Any]:
         ask_at = time.monotonic() + _FIRST_ASK_S
         for pause_s in pauses(0.005, 0.2, growth=1.005):
             try:
@@ -262,11 +266,18 @@ class _GivenUp(Exception):
         self.error = error
 
 
+def _sleep(pause_s: float, at_most_s: float) -> None:
+    time.sleep(min(pause_s, at_most_s))
+
+
 class _Patience:
     """How long a wait goes on: to its own limit or, without one, to that of an outage."""
 
-    def __init__(self, timeout_s: float | None) -> None:
+    def __init__(
+        self, timeout_s: float | None, sleep: Callable[[float, float], None] = _sleep
+    ) -> None:
         self.failure: InnkeeperError | None = None
+        self._sleep = sleep
         self._heard_at = time.monotonic()
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
 
@@ -285,12 +296,10 @@ class _Patience:
 
     def pause(self, pause_s: float) -> bool:
         """Sleep and return True, or return False when the time is over."""
-        if self._deadline is not None:
-            left_s = self._deadline - time.monotonic()
-            if left_s <= 0:
-                return False
-            pause_s = min(pause_s, left_s)
-        time.sleep(pause_s)
+        left_s = math.inf if self._deadline is None else self._deadline - time.monotonic()
+        if left_s <= 0:
+            return False
+        self._sleep(pause_s, left_s)
         return True
 
 

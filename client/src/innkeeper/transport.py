@@ -2,12 +2,12 @@
 
 Two choices differ from plain ``send_task().get()``, each for a measured reason. Publishing does
 not subscribe to the result first: with Redis down that subscription alone blocks for 19 s. And
-results are polled rather than waited for by pub/sub, whose lost notice would be a lost answer.
+results are looked up; pub/sub only says when to look, for its lost notice would be a lost answer.
 """
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from innkeeper.contract import CONTROL_QUEUE
 from innkeeper.errors import BrokerUnavailable, InnkeeperError, InternalError, ServiceError
+from innkeeper.notices import Listeners, Notices
 
 # A query that nobody fetched in this time is dropped by the worker. Much longer than any answer is
 # waited for, since the worker compares it with its own clock.
@@ -73,6 +74,7 @@ class Transport:
         self.result_url = result_url
         self.timeout_s = timeout_s
         self._app = _build_app(broker_url, result_url, timeout_s)
+        self._listeners = Listeners()
 
     def publish(
         self,
@@ -154,6 +156,11 @@ class Transport:
                 )
             case _:
                 return None
+
+    def listening(self, task_id: UUID) -> AbstractContextManager[Notices]:
+        """Return what says when an outcome is stored under a task id."""
+        backend = self._app.backend
+        return self._listeners.listening(backend.client, backend.get_key_for_task(str(task_id)))
 
     def ask(self, task: str, kwargs: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """Ask the control worker and return its answer.

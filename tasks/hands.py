@@ -1,0 +1,78 @@
+"""Keeps a guest in hand from one step to the next, when both are this worker's.
+
+The next step's claim is written in the transaction that records the step before it, under the
+guest's lock, and the lock goes from the one to the other: nobody has had the guest in between, so
+nothing needs to be asked again. What is kept dies with the process, like every claim and lock.
+"""
+
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from tasks.leases import HeldLease
+
+if TYPE_CHECKING:
+    from tasks.engine import Claim
+
+
+@dataclass(slots=True)
+class InHand:
+    """A claimed step before its message has come.
+
+    Args:
+        claim: the claim.
+        lease: its lease, which is kept.
+        stack: gives the lease up when it is closed.
+        lock: gives the guest's lock up when it is closed; empty where none is needed.
+        has_guest: whether the claim was written under the lock, so that nothing is left to ask.
+        is_on_its_way: whether its message has been handed to this process's pool.
+    """
+
+    claim: "Claim"
+    lease: HeldLease
+    stack: ExitStack
+    lock: ExitStack
+    has_guest: bool
+    is_on_its_way: bool = False
+
+    def let_go(self) -> None:
+        """Give lock and lease up; the lease runs out, and the step is begun by who comes then."""
+        self.lock.close()
+        self.stack.close()
+
+
+class Hands:
+    """What one process has in hand."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[UUID, int], InHand] = {}
+        self._guard = threading.Lock()
+
+    def keep(self, kept: InHand) -> None:
+        """Keep a claimed step until its message comes."""
+        key = kept.claim.step.key
+        with self._guard:
+            self._kept[key.operation_id, key.position] = kept
+
+    def note_message(self, operation_id: UUID, position: int) -> None:
+        """Note that the message of a step has been handed over."""
+        with self._guard:
+            kept = self._kept.get((operation_id, position))
+            if kept is not None:
+                kept.is_on_its_way = True
+
+    def take(self, operation_id: UUID, position: int) -> InHand | None:
+        """Return what is kept of a step, to the one who goes on with it."""
+        with self._guard:
+            return self._kept.pop((operation_id, position), None)
+
+    def let_go_of_silent(self, operation_id: UUID, position: int) -> None:
+        """Give a step up when no message has been handed over for it."""
+        with self._guard:
+            kept = self._kept.get((operation_id, position))
+            if kept is None or kept.is_on_its_way:
+                return
+            del self._kept[operation_id, position]
+        kept.let_go()
