@@ -139,9 +139,18 @@ def _see_post_copy_through(
     policy = policy_of(context.operation.params)
     request = replace(_request(context, policy), is_resumed_post_copy=True)
     job = hypervisor.migrate(instance_id, request)
+    context.midway()
     watch = MigrationWatch(context, policy)
     error = watch.see(job)
-    return watch.completed_stats, error
+    if error is None:
+        context.note("the rest of the memory has followed on a new connection")
+        return watch.completed_stats, None
+    # It may be refused because QEMU's old connection has outlived the break.
+    watch.see_adopted(is_broken=True)
+    if look_at_source(context).is_in_post_copy:
+        raise interrupted(context, error)
+    context.note("the rest of the memory has followed on the old connection, which came back")
+    return watch.completed_stats, None
 
 
 def _run_job(

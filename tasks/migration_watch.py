@@ -35,6 +35,10 @@ from virt.watch import GuestWatch
 
 WATCH_INTERVAL_S = 0.5
 ABORT_PATIENCE_S = 30.0
+# For a destination whose QEMU does not answer libvirt waits 30 s for its turn, or for ever.
+BROKEN_PATIENCE_S = 40.0
+# A connection that moved nothing for so long still waits for TCP to send again.
+STILL_S = 3.0
 # A migration's last event travels on its own; it may come a moment after the domain has gone.
 EVENT_GRACE_S = 1.0
 # What the hypervisor is told of a policy while it migrates.
@@ -62,6 +66,7 @@ class MigrationWatch:
         # An attempt before this one may have paused the guest.
         self._course = Course(is_paused=bool(context.step.undo.get("paused")))
         self._phase: str | None = None
+        self._broken_since: float | None = None
         self._link = LinkWatch(partial(probe_destination, context), partial(cut_link, context))
         if context.operation.is_committed:
             self._course = replace(self._course, is_post_copy=True)
@@ -78,6 +83,14 @@ class MigrationWatch:
         while not job.wait(WATCH_INTERVAL_S):
             if self._look() is not None and give_up_at == float("inf"):
                 give_up_at = time.monotonic() + ABORT_PATIENCE_S
+            if self._is_stuck_in_post_copy():
+                job.abandon()
+                return HypervisorUnavailable(
+                    f"For {BROKEN_PATIENCE_S:.0f} s libvirt has neither taken the post-copy up nor"
+                    f" given it up: QEMU or libvirtd on {self._context.operation.dst_host} does"
+                    " not answer.",
+                    {"host": self._context.operation.dst_host},
+                )
             if time.monotonic() > give_up_at:
                 raise HypervisorUnavailable(
                     "Libvirt did not end the migration job after it was aborted.",
@@ -86,16 +99,25 @@ class MigrationWatch:
         self.completed_stats = job.completed_stats
         return None if job.error is None else self._stop or job.error
 
-    def see_adopted(self) -> InnkeeperError | None:
-        """Wait for a job that a dead predecessor began; nobody will return its error to us."""
+    def see_adopted(self, *, is_broken: bool = False) -> InnkeeperError | None:
+        """Wait for a job that a dead predecessor began; nobody will return its error to us.
+
+        Args:
+            is_broken: libvirt has given the post-copy up; QEMU is watched while it goes on with it.
+        """
         hypervisor, instance_id = self._context.host.hypervisor, self._context.instance.id
+        remaining_bytes, moved_at = -1, time.monotonic()
         with hypervisor.watch(instance_id) as watch:
             while True:
                 view = hypervisor.find_domain(instance_id)
-                if view is None or hypervisor.find_migration_job(instance_id) is None:
+                stats = hypervisor.find_migration_job(instance_id)
+                if view is None or stats is None:
                     self._collect_stats(watch, EVENT_GRACE_S)
                     return self._stop
-                if view.has_broken_post_copy:
+                if stats.memory_remaining_bytes != remaining_bytes:
+                    remaining_bytes, moved_at = stats.memory_remaining_bytes, time.monotonic()
+                is_still = time.monotonic() - moved_at > STILL_S
+                if view.has_broken_post_copy and (not is_broken or is_still):
                     return self._stop
                 self._look()
                 self._collect_stats(watch, WATCH_INTERVAL_S)
@@ -153,6 +175,18 @@ class MigrationWatch:
             context.log.info("not stopped in post-copy", reason=str(exc))
         self._heed_changes()
         return None
+
+    def _is_stuck_in_post_copy(self) -> bool:
+        if not self._course.is_post_copy:
+            return False
+        context = self._context
+        view = context.host.hypervisor.find_domain(context.instance.id)
+        if view is None or not view.has_broken_post_copy:
+            self._broken_since = None
+            return False
+        if self._broken_since is None:
+            self._broken_since = time.monotonic()
+        return time.monotonic() - self._broken_since > BROKEN_PATIENCE_S
 
     def _limits(self) -> Limits:
         policy = self._policy

@@ -125,8 +125,9 @@ def migration_params(request: MigrationRequest) -> dict[str, Any]:
         params[libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION] = request.tls_name
     if request.bandwidth_mib_s:
         params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = request.bandwidth_mib_s
-        if request.post_copy:
-            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = request.bandwidth_mib_s
+    # QEMU remembers the broken job's cap; only a resumed one may say that there is none.
+    if request.is_resumed_post_copy or (request.post_copy and request.bandwidth_mib_s):
+        params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = request.bandwidth_mib_s
     if request.parallel_connections > 1:
         params[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = request.parallel_connections
     return params

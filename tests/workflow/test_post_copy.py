@@ -91,32 +91,6 @@ def test_at_the_deadline_and_then_there_is_no_way_back_though_the_worker_dies(
     assert_only_on(client, lab, there, here)
 
 
-def test_a_cut_link_is_waited_for_and_the_post_copy_taken_up_again(
-    client: Innkeeper, lab: Lab, busy: str
-) -> None:
-    here, there = place_of(client, lab, busy)
-    operation = client.migrate(busy, dst=there, bandwidth_mib_s=SLOW_MIB_S)
-    wait_for_phase(operation, "memory")
-    client.migrate_force_complete(busy)
-    wait_for_phase(operation, "post_copy")
-    wait_until(
-        lambda: virsh(lab, here, "domstate", busy, "--reason").split() == ["paused", "(post-copy)"],
-        what="the source waits",
-    )
-    lab.cut(here, there)
-    step_waits = "interrupted"
-    wait_until(
-        lambda: any(step_waits in (s.waiting_for or "") for s in operation.view().steps),
-        what="the break is seen",
-    )
-    assert not operation.view().state.is_final
-    lab.heal(here, there)
-    client.migrate_set(busy, bandwidth_mib_s=0)
-
-    assert operation.wait(180)["host"] == there
-    assert_only_on(client, lab, there, here)
-
-
 def test_where_no_lock_protects_the_disk_or_qemu_cannot_it_is_refused(
     client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
 ) -> None:
