@@ -180,7 +180,11 @@ class MigrationWatch:
         if not self._course.is_post_copy:
             return False
         context = self._context
-        view = context.host.hypervisor.find_domain(context.instance.id)
+        try:
+            view = context.host.hypervisor.find_domain(context.instance.id)
+        except InnkeeperError:
+            # The job's own call says it, if its libvirtd has died.
+            return False
         if view is None or not view.has_broken_post_copy:
             self._broken_since = None
             return False
