@@ -145,6 +145,7 @@ def _see_post_copy_through(
     if error is None:
         context.note("the rest of the memory has followed on a new connection")
         return watch.completed_stats, None
+    context.log.info("post-copy not taken up", reason=error.message)
     # It may be refused because QEMU's old connection has outlived the break.
     watch.see_adopted(is_broken=True)
     if look_at_source(context).is_in_post_copy:

@@ -31,7 +31,7 @@ FOLLOWED = "the rest of the memory has followed on"
 def filled(client: Innkeeper, lab: Lab) -> Iterator[str]:
     """A guest with a memory that takes its time; it moves with every test."""
     image = Path(lab.description.images.directory) / f"memory-{uuid.uuid4().hex[:8]}.qcow2"
-    guest = build_memory_guest(image, filled_mib=40)
+    guest = build_memory_guest(image, filled_mib=64)
     client.spawn(
         name=NAME,
         host=lab.hosts[0],
