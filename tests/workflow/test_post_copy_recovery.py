@@ -32,17 +32,19 @@ def filled(client: Innkeeper, lab: Lab) -> Iterator[str]:
     """A guest with a memory that takes its time; it moves with every test."""
     image = Path(lab.description.images.directory) / f"memory-{uuid.uuid4().hex[:8]}.qcow2"
     guest = build_memory_guest(image, filled_mib=64)
-    client.spawn(
-        name=NAME,
-        host=lab.hosts[0],
-        pool="shared",
-        migration={"auto_converge": False, "post_copy": True},
-        **guest,
-    ).wait(120)
-    yield NAME
-    lab.heal()
-    remove(client, NAME)
-    image.unlink()
+    try:
+        client.spawn(
+            name=NAME,
+            host=lab.hosts[0],
+            pool="shared",
+            migration={"auto_converge": False, "post_copy": True},
+            **guest,
+        ).wait(120)
+        yield NAME
+        lab.heal()
+        remove(client, NAME)
+    finally:
+        image.unlink()
 
 
 def begin_post_copy(client: Innkeeper, lab: Lab, dst: str, **policy: bool) -> Operation:
