@@ -29,11 +29,13 @@ def fit_disk_claim(
         None when it fits; else the first pool that is too full, and the GiB that are free there
         beside the guest's own claim.
     """
-    own = select(Claim).where(Claim.instance_id == instance_id, Claim.host == host)
-    claim = session.scalars(own).one_or_none()
-    if claim is None:
+    is_own = (Claim.instance_id == instance_id) & (Claim.host == host)
+    claimed = session.execute(
+        select(Claim.pool, Claim.disk_gib, Claim.elsewhere_gib).where(is_own)
+    ).one_or_none()
+    if claimed is None:
         return None
-    claimed_gib = {**claim.elsewhere_gib, claim.pool: claim.disk_gib}
+    claimed_gib = {**claimed.elsewhere_gib, claimed.pool: claimed.disk_gib}
     if claimed_gib == dict(disk_gib):
         return None
     snapshot = lock_host_snapshot(session, host)
@@ -45,6 +47,7 @@ def fit_disk_claim(
         free_gib = snapshot.disk_free_gib(pool) + claimed_gib.get(pool, 0)
         if wanted_gib > free_gib:
             return pool, free_gib
+    claim = session.scalars(select(Claim).where(is_own)).one()
     claim.disk_gib, claim.elsewhere_gib = split_by_pool(disk_gib, claim.pool)
     return None
 

@@ -6,8 +6,9 @@ nothing needs to be asked again. What is kept dies with the process, like every 
 """
 
 import threading
+import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,6 +16,9 @@ from tasks.leases import HeldLease
 
 if TYPE_CHECKING:
     from tasks.engine import Claim
+
+# A process that was frozen in between asks again.
+FRESH_S = 1.0
 
 
 @dataclass(slots=True)
@@ -28,6 +32,7 @@ class InHand:
         lock: gives the guest's lock up when it is closed; empty where none is needed.
         has_guest: whether the claim was written under the lock, so that nothing is left to ask.
         is_on_its_way: whether its message has been handed to this process's pool.
+        since: when the claim was committed, on the monotonic clock.
     """
 
     claim: "Claim"
@@ -36,6 +41,12 @@ class InHand:
     lock: ExitStack
     has_guest: bool
     is_on_its_way: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def needs_no_check(self) -> bool:
+        """Whether its claim is as fresh as one that was just written under the guest's lock."""
+        return self.has_guest and time.monotonic() - self.since < FRESH_S
 
     def let_go(self) -> None:
         """Give lock and lease up; the lease runs out, and the step is begun by who comes then."""

@@ -106,18 +106,18 @@ def _run_claimed(
         )
         try:
             _refuse_if_hopeless(claim)
-            if kept is not None and kept.has_guest:
-                context.assert_owned()
-            elif context.services is not None and claim.instance is not None:
-                lock.enter_context(
-                    guest_lock(
-                        context.services.lock_dir,
-                        claim.instance.id,
-                        timeout_s=60,
-                        check=context.assert_owned,
+            if context.services is not None and claim.instance is not None:
+                if kept is None or not kept.has_guest:
+                    lock.enter_context(
+                        guest_lock(
+                            context.services.lock_dir,
+                            claim.instance.id,
+                            timeout_s=60,
+                            check=context.assert_owned,
+                        )
                     )
-                )
-                _check_epoch(engine.database, claim)
+                if kept is None or not kept.needs_no_check:
+                    _check_epoch(engine.database, claim)
             if claim.step.is_undo:
                 crash_point(claim.where, "acting")
                 if claim.spec.undo is not None:

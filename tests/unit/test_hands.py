@@ -9,7 +9,7 @@ import pytest
 
 from innkeeper.errors import Busy
 from models.ledger import StepKey
-from tasks.hands import Hands, InHand
+from tasks.hands import FRESH_S, Hands, InHand
 from tasks.leases import HeldLease
 from virt.guest_lock import guest_lock
 
@@ -56,6 +56,14 @@ def test_what_a_message_was_sent_for_is_kept_for_it(tmp_path: Path) -> None:
     assert hands.take(OPERATION, 1) is None, "of two messages one goes on"
     kept.let_go()
     assert not is_locked(tmp_path, guest)
+
+
+def test_a_claim_that_was_kept_for_long_is_looked_at_again(tmp_path: Path) -> None:
+    kept = in_hand(tmp_path, uuid4(), [])
+    assert kept.needs_no_check
+    kept.since -= 2 * FRESH_S
+    assert not kept.needs_no_check
+    kept.let_go()
 
 
 def test_a_message_that_was_quicker_than_its_note_changes_nothing() -> None:
