@@ -160,7 +160,10 @@ def settle_destination(context: StepContext) -> Done:
         if verdict is Verdict.ROLL_BACK:
             raise _why_it_failed(context, Look.from_wire(source["src"]), source.get("error"))
         _commit(context)
-    network = {} if dst.is_off else migration_network.secure_arrival(context)
+    is_running = dst.power_state == PowerState.RUNNING
+    network = {}
+    if not dst.is_off:
+        network = migration_network.secure_arrival(context, is_running=is_running)
     context.midway()
     was_resumed = dst.power_state == PowerState.PAUSED and (
         context.operation.state_before == InstanceState.ACTIVE

@@ -17,13 +17,19 @@ from virt.network import find_problem, wait_for_network
 
 # The guest stands still meanwhile; libvirt made its ports long before it arrived.
 ARRIVAL_S = 2.0
+# Of a card whose address it has to learn it may be making the rules still, on a busy host.
+RULES_S = 15.0
 
 
-def secure_arrival(context: StepContext) -> dict[str, Any]:
-    """See that an arrived guest's ports are on their bridges with their filters in force.
+def secure_arrival(context: StepContext, *, is_running: bool) -> dict[str, Any]:
+    """See that an arrived guest's ports are on their bridges with their rules in force.
 
     It cannot go back any more. A port that is not as it should be is taken down, so that the guest
     may run, and harms nobody.
+
+    Args:
+        context: of a step on the destination.
+        is_running: the guest was not held back; nothing is waited for, as it can send already.
 
     Returns:
         Facts for the ledger: the ports, and those taken down with the reason.
@@ -33,7 +39,11 @@ def secure_arrival(context: StepContext) -> dict[str, Any]:
     hypervisor, instance_id = context.host.hypervisor, context.instance.id
     try:
         ports = wait_for_network(
-            hypervisor, instance_id, timeout_s=ARRIVAL_S, check=context.assert_owned
+            hypervisor,
+            instance_id,
+            timeout_s=0.0 if is_running else RULES_S,
+            broken_s=ARRIVAL_S,
+            check=context.assert_owned,
         )
     except NetworkNotReady as exc:
         context.note(exc.message)

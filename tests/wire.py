@@ -188,3 +188,38 @@ def pinged(pid: int, address: str, mac: str, *, interval_s: float = 0.02) -> Ite
         answered, announced = json.loads(_end(process))
     answers.answered = answered
     answers.announced = [(at, device, kind) for at, device, kind in announced]
+
+
+# Counts the frames that come in, by their source address.
+_SOURCES = """
+import json, select, socket, sys
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+wire.setsockopt(socket.SOL_SOCKET, 33, 1 << 25)  # SO_RCVBUFFORCE
+wire.bind((sys.argv[1], 3))
+seen = {}
+print("ready", flush=True)
+while True:
+    ready, _, _ = select.select([wire, sys.stdin], [], [])
+    if wire in ready:
+        packet, (_, _, kind, *_) = wire.recvfrom(4096)
+        if kind != socket.PACKET_OUTGOING:
+            source = packet[6:12].hex(":")
+            seen[source] = seen.get(source, 0) + 1
+    elif sys.stdin in ready:
+        break
+print(json.dumps(seen))
+"""
+
+
+@contextmanager
+def sources_counted(pid: int, device: str) -> Iterator[dict[str, int]]:
+    """Count the frames that come in at a device while the body runs; filled when it ends.
+
+    Args:
+        pid: a process in the network namespace.
+        device: where to listen.
+    """
+    seen: dict[str, int] = {}
+    with _inside(pid, _SOURCES, [device]) as process:
+        yield seen
+        seen.update(json.loads(_end(process)))

@@ -201,6 +201,14 @@ def list_ports(live_xml: str) -> tuple[GuestPort, ...]:
     return tuple(ports)
 
 
+def learns_address(xml: str) -> bool:
+    """Return whether a domain has a filtered card whose address libvirt has to learn."""
+    if "<filterref" not in xml:
+        return False
+    filters = parse(xml).iterfind("devices/interface/filterref")
+    return any(each.find("parameter[@name='IP']") is None for each in filters)
+
+
 def list_bridges(xml: str) -> tuple[str, ...]:
     """Return the bridges that a domain's cards are on, each once; none for no document."""
     if "<interface" not in xml:

@@ -1,8 +1,8 @@
 """A guest's network on its host: whether it can be there, and whether it is there.
 
 A guest with network cards is started with its CPUs stopped, and runs only once each card's port
-leads to its bridge and its filter is in force. Libvirt makes both while it starts a guest, so that
-the first look is enough as a rule; what comes later is heard of, not polled for.
+leads to its bridge and its filter's rules are in the kernel. Libvirt makes both while it starts a
+guest, but for the rules of a card whose address it has to learn: those come a little later.
 """
 
 import time
@@ -13,10 +13,11 @@ from innkeeper.errors import HostUnsuitable, NetworkNotReady
 from virt.domain_reading import GuestPort, list_bridges
 from virt.hypervisor import Hypervisor
 from virt.links import LinkChanges, find_bridge_problem, find_port_problem
+from virt.port_rules import find_rules_problem
 
 NETWORK_READY_S = 20.0
-# The kernel tells of links; of filters nobody does.
-LOOK_AGAIN_S = 0.5
+# The kernel tells of links; of filters nobody does. Learned addresses' rules take a tenth or two.
+LOOK_AGAIN_S = (0.03, 0.5)
 
 
 def require_bridges(xml: str, *, host: str) -> None:
@@ -43,15 +44,17 @@ def wait_for_network(
     instance_id: UUID,
     *,
     timeout_s: float = NETWORK_READY_S,
+    broken_s: float = NETWORK_READY_S,
     on_wait: Callable[[str], None] = lambda _missing: None,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[GuestPort, ...]:
-    """Wait until all ports of an active guest lead to their bridges, with their filters in force.
+    """Wait until all ports of an active guest lead to their bridges, with their rules in force.
 
     Args:
         hypervisor: the guest's host, in whose network namespace this runs.
         instance_id: the guest.
         timeout_s: seconds from now.
+        broken_s: seconds from now, while more is missing than rules that libvirt is making.
         on_wait: told what is missing, each time that something is.
         check: called before each look; may raise to stop the wait.
 
@@ -61,7 +64,8 @@ def wait_for_network(
     Raises:
         NetworkNotReady: the time is over. Details: ``missing``, ``ports``, ``limit_s``, ``host``.
     """
-    end_s = time.monotonic() + timeout_s
+    began_s = time.monotonic()
+    pause_s, longest_pause_s = LOOK_AGAIN_S
     with LinkChanges() as changes:
         while True:
             check()
@@ -69,15 +73,26 @@ def wait_for_network(
             missing = _list_missing(hypervisor, ports)
             if not missing:
                 return ports
-            left_s = end_s - time.monotonic()
+            is_broken = any(_find_broken(hypervisor, port) for port in ports)
+            limit_s = min(timeout_s, broken_s) if is_broken else timeout_s
+            left_s = began_s + limit_s - time.monotonic()
             if left_s <= 0:
-                raise _not_ready(hypervisor.name, instance_id, ports, missing, timeout_s)
+                raise _not_ready(hypervisor.name, instance_id, ports, missing, limit_s)
             on_wait("; ".join(missing))
-            changes.wait(min(left_s, LOOK_AGAIN_S))
+            changes.wait(min(left_s, pause_s))
+            pause_s = min(pause_s * 1.5, longest_pause_s)
 
 
 def find_problem(hypervisor: Hypervisor, port: GuestPort) -> str | None:
-    """Return why a port does not lead to its bridge with its filter in force; None if it does."""
+    """Return why a port does not lead to its bridge with its rules in force; None if it does."""
+    problem = _find_broken(hypervisor, port)
+    if problem is None and port.filter_name is not None:
+        problem = find_rules_problem(port.name, port.mac)
+    return problem
+
+
+def _find_broken(hypervisor: Hypervisor, port: GuestPort) -> str | None:
+    """Return what is wrong with a port that libvirt is not about to put right by itself."""
     problem = find_port_problem(port.name, port.bridge)
     if problem is None and port.filter_name is not None:
         problem = _find_filter_problem(hypervisor, port)

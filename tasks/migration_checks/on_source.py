@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from innkeeper.states import Handover
 from models.disks import list_disks
 from models.remote_disks import RemoteDisk, find_prefetch, find_remote_disk
 from tasks.failed_check import Failure, failure
@@ -17,6 +18,7 @@ from tasks.migration_checks.ports import (
 )
 from tasks.migration_storage import find_storage_failures
 from tasks.migration_tls import LIBVIRT_TCP_PORT, LIBVIRT_TLS_PORT
+from virt.domain_reading import learns_address
 from virt.reach import find_unreachable
 
 REACH_TIMEOUT_S = 3.0
@@ -149,6 +151,21 @@ def check_storage(move: Move) -> Iterator[Failure]:
         yield from find_storage_failures(move.policy, move.storage)
 
 
+def check_handover(move: Move) -> Iterator[Failure]:
+    """A guest that runs on at once must have its filter's rules by then: with addresses it has."""
+    policy = move.policy
+    if policy.handover is not Handover.FAST or policy.post_copy:
+        return
+    if learns_address(move.instance.domain_xml or ""):
+        yield failure(
+            "handover",
+            "Libvirt has to learn the address of a card of the guest, and makes the rules that "
+            "keep it from claiming another's some tenths of a second later; a fast hand-over "
+            "would not wait for them.",
+            "Use --handover safe, or give the guest's cards their addresses.",
+        )
+
+
 def check_reachable(move: Move) -> Iterator[Failure]:
     """The destination must answer from here, within seconds: libvirt's port and QEMU's."""
     address = get_address(move.database, move.dst)
@@ -186,6 +203,7 @@ CHECKS_OF_GUEST = (
 
 CHECKS_ON_SOURCE = (
     Check("storage", check_storage),
+    Check("handover", check_handover),
     Check("reachable", check_reachable),
     Check("tls", check_tls),
 )
