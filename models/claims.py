@@ -1,6 +1,6 @@
 """Claims: the database decides whether a guest fits, under the host's row lock."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -53,11 +53,33 @@ class HostSnapshot:
         return usable_mib * self.memory_overcommit - self.memory_claimed_mib
 
     def disk_free_gib(self, pool: str) -> float:
-        """GiB of a pool that may still be claimed, over-commit included, the reserve kept."""
+        """GiB of a pool that may still be claimed, over-commit included, the reserve kept.
+
+        What is claimed in another pool on the same file system is gone here as well.
+        """
         total_gib = int((self.pools.get(pool) or {}).get("total_gib", self.disk_total_gib))
         usable_gib = total_gib - self.reserved_disk_gib
-        claimed_gib = self.disk_claimed_gib_by_pool.get(pool, 0)
-        return usable_gib * self.disk_overcommit - claimed_gib
+        claimed_gib = self.disk_claimed_gib_by_pool
+        taken_gib = sum(claimed_gib.get(each, 0) for each in self.list_pools_beside(pool))
+        return usable_gib * self.disk_overcommit - taken_gib
+
+    def list_pools_beside(self, pool: str) -> tuple[str, ...]:
+        """Return the pools on a pool's file system, itself among them.
+
+        The workers of earlier releases did not tell of file systems: such a pool stands alone.
+        """
+        own = (self.pools.get(pool) or {}).get("file_system")
+        if own is None:
+            return (pool,)
+        told = self.pools.items()
+        return tuple(name for name, each in told if (each or {}).get("file_system") == own)
+
+    def group_pools(self, names: Iterable[str]) -> list[tuple[str, ...]]:
+        """Return names of pools, those together that are on one file system, in their order."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for name in names:
+            groups.setdefault(self.list_pools_beside(name), []).append(name)
+        return [tuple(group) for group in groups.values()]
 
 
 _SNAPSHOT = """

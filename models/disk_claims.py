@@ -14,7 +14,7 @@ from models.instance import Instance
 
 def fit_disk_claim(
     session: Session, *, host: str, instance_id: UUID, disk_gib: Mapping[str, int]
-) -> tuple[str, float] | None:
+) -> tuple[tuple[str, ...], float] | None:
     """Make a guest's claim on a host what its disks take, if the host has room for it.
 
     The guest's row is told in any case, so that the next host is asked for the right size.
@@ -26,8 +26,8 @@ def fit_disk_claim(
         disk_gib: GiB of its disks in each pool.
 
     Returns:
-        None when it fits; else the first pool that is too full, and the GiB that are free there
-        beside the guest's own claim.
+        None when it fits; else the first pools on one file system that is too full, and the GiB
+        that are free there beside the guest's own claim.
     """
     is_own = (Claim.instance_id == instance_id) & (Claim.host == host)
     claimed = session.execute(
@@ -43,10 +43,12 @@ def fit_disk_claim(
         return None
     instance = session.get_one(Instance, instance_id)
     instance.disk_gib = sum(disk_gib.values())
-    for pool, wanted_gib in disk_gib.items():
-        free_gib = snapshot.disk_free_gib(pool) + claimed_gib.get(pool, 0)
-        if wanted_gib > free_gib:
-            return pool, free_gib
+    for pools in snapshot.group_pools(disk_gib):
+        beside = snapshot.list_pools_beside(pools[0])
+        own_gib = sum(claimed_gib.get(pool, 0) for pool in beside)
+        free_gib = snapshot.disk_free_gib(pools[0]) + own_gib
+        if sum(disk_gib[pool] for pool in pools) > free_gib:
+            return pools, free_gib
     claim = session.scalars(select(Claim).where(is_own)).one()
     claim.disk_gib, claim.elsewhere_gib = split_by_pool(disk_gib, claim.pool)
     return None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from innkeeper.types import InstanceSpec
@@ -19,11 +19,12 @@ from models.claims import (
     lock_host_snapshot,
     split_by_pool,
 )
-from models.disk import Disk
+from models.disks import list_disks
 from models.image import CachedImage, Image
 from models.instance import Instance
 from models.server_groups import lock_group_stand
-from tasks.disk_plan import plan_disks, size_gib, to_gib
+from tasks.disk_plan import add_up_gib, plan_disks, size_gib
+from tasks.guest_pools import pool_of
 from tasks.placement import Demand, Refusal, list_refusals, no_host_fits, rank
 
 
@@ -116,17 +117,9 @@ def choose_and_claim(
 
 def _count_disk_gib(session: Session, instance: Instance) -> dict[str, int]:
     """Count what the disks may grow to; a root disk of the image's size by that, where known."""
-    pool = func.coalesce(Disk.pool, instance.pool)
-    made_bytes = session.execute(
-        select(pool, func.sum(Disk.size_bytes))
-        .where(Disk.instance_id == instance.id)
-        .group_by(Disk.pool)
-    ).all()
-    if made_bytes:
-        sizes: dict[str, int] = {}
-        for name, size_bytes in made_bytes:
-            sizes[name] = sizes.get(name, 0) + int(size_bytes)
-        return to_gib(sizes)
+    made = list_disks(session, instance.id)
+    if made:
+        return add_up_gib((pool_of(instance, disk), disk.size_bytes) for disk in made)
     image_bytes = session.scalar(select(Image.virtual_size_bytes).where(_is_image(instance)))
     spec = InstanceSpec.model_validate(instance.spec)
     return size_gib(plan_disks(spec, image_bytes=image_bytes or 0))

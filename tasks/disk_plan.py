@@ -1,7 +1,7 @@
 """Which disks a guest gets, under which names; pure functions of its spec."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Literal
@@ -111,21 +111,28 @@ def name_targets(buses: list[DiskBus]) -> list[str]:
     return targets
 
 
-def size_gib(disks: tuple[PlannedDisk, ...]) -> dict[str, int]:
+def size_gib(disks: Iterable[PlannedDisk]) -> dict[str, int]:
     """Return the GiB that disks take at most in each pool, rounded up."""
-    sizes: dict[str, int] = {}
-    for disk in disks:
-        sizes[disk.pool] = sizes.get(disk.pool, 0) + disk.size_bytes
-    return to_gib(sizes)
+    return add_up_gib((disk.pool, disk.size_bytes) for disk in disks)
 
 
-def to_gib(sizes_bytes: Mapping[str, int]) -> dict[str, int]:
-    """Return the GiB of each pool, rounded up.
+def add_up_gib(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return the GiB that disks take at most in each pool, rounded up once for each.
 
     Args:
-        sizes_bytes: the bytes of each pool.
+        sizes: for each disk its pool and its bytes as the guest sees it.
     """
-    return {pool: -(-size // GIB) for pool, size in sizes_bytes.items()}
+    in_pool_bytes: Counter[str] = Counter()
+    for pool, size_bytes in sizes:
+        in_pool_bytes[pool] += size_bytes
+    return {pool: -(-total_bytes // GIB) for pool, total_bytes in in_pool_bytes.items()}
+
+
+def name_together(pools: Sequence[str]) -> str:
+    """Return pools on one file system in words."""
+    if len(pools) == 1:
+        return f"pool {pools[0]!r}"
+    return f"pools {' and '.join(map(repr, pools))}, which share a file system"
 
 
 def _refuse_equal_serials(disks: tuple[PlannedDisk, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from innkeeper.errors import NoHostFits
 from models.claims import HostSnapshot
 from models.server_groups import GroupStand
+from tasks.disk_plan import name_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +95,19 @@ def refuse_short_of_memory(host: HostSnapshot, demand: Demand) -> str | None:
 
 
 def refuse_short_of_disk(host: HostSnapshot, demand: Demand) -> str | None:
-    """Refuse hosts of which a pool has not enough disk, reserve and over-commit included."""
-    problems = [
-        f"{host.name} has {host.disk_free_gib(pool):.0f} GiB of disk free in pool {pool!r}, "
-        f"{wanted_gib} GiB are needed."
-        for pool, wanted_gib in demand.disk_gib.items()
-        if pool in host.pools and wanted_gib > host.disk_free_gib(pool)
-    ]
+    """Refuse hosts of which a file system has not enough disk, reserve and over-commit included.
+
+    Pools on one file system have its room together.
+    """
+    problems = []
+    for pools in host.group_pools(pool for pool in demand.disk_gib if pool in host.pools):
+        free_gib = host.disk_free_gib(pools[0])
+        wanted_gib = sum(demand.disk_gib[pool] for pool in pools)
+        if wanted_gib > free_gib:
+            problems.append(
+                f"{host.name} has {free_gib:.0f} GiB of disk free in {name_together(pools)}, "
+                f"{wanted_gib} GiB are needed."
+            )
     return " ".join(problems) or None
 
 

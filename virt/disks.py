@@ -73,7 +73,18 @@ def get_usage(path: Path) -> DiskUsage:
 
 def free_bytes(path: Path) -> int:
     """Return what is free for us on the file system of a path, which need not exist yet."""
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_find_existing(path)).free
+
+
+def get_file_system_id(path: Path) -> str:
+    """Return what tells a path's file system from this host's others; it need not exist yet.
+
+    It is good until the host mounts it anew: compare only what was looked at together.
+    """
+    return str(_find_existing(path).stat().st_dev)
+
+
+def _find_existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

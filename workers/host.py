@@ -32,6 +32,7 @@ from tasks.image_policy import CacheLimits
 from tasks.image_serving import find_served
 from tasks.returning import clean_returned_host, report_unexpected
 from virt.cage import get_cage
+from virt.disks import get_file_system_id
 from virt.hypervisor import Hypervisor
 from virt.identity import get_or_create
 from virt.image_scrub import Scrubber
@@ -322,6 +323,7 @@ def describe_host(
             name: {
                 "shared": pool.shared,
                 "total_gib": capacity[name],
+                "file_system": get_file_system_id(pool.path),
                 **({"id": ensure_pool_id(pool.path)} if pool.shared else {}),
             }
             for name, pool in settings.pools.items()

@@ -1,6 +1,7 @@
 """What a check is, and how a list of them is made: one that breaks is a failure like any other."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ class Check:
         name: stands in the failure, and in the table that people see.
         make: yields what speaks against the move; only looks.
         is_of_copy: whether it matters only where disks are copied, which the source decides; a
-            failure may then name the ``pool`` that it is about, else it is the guest's own.
+            failure may then name the ``pool`` that it is about, or the ``pools`` that must all be
+            copied for it to matter; else it is the guest's own.
     """
 
     name: str
@@ -78,7 +80,7 @@ def _make(check: Check, move: Move) -> Iterator[Failure]:
 
 
 def without_copy(
-    outcomes: Iterable[Outcome], *, shared: Collection[str], own: str
+    outcomes: Iterable[Outcome], *, shared: AbstractSet[str], own: str
 ) -> list[Outcome]:
     """Return the outcomes that matter for what is copied.
 
@@ -90,8 +92,12 @@ def without_copy(
     return [
         each
         for each in outcomes
-        if not (each.get("is_of_copy") and each.get("pool", own) in shared)
+        if not (each.get("is_of_copy") and not shared.isdisjoint(_pools_of(each, own)))
     ]
+
+
+def _pools_of(outcome: Outcome, own: str) -> tuple[str, ...]:
+    return tuple(outcome.get("pools") or (outcome.get("pool", own),))
 
 
 def list_failures(outcomes: Iterable[Outcome]) -> list[Failure]:

@@ -1,12 +1,14 @@
 """The guest's disks on the destination: whether they are there, fit there, and mean the same."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 from innkeeper.errors import CapacityError, RequestError
 from models.disk import Disk
 from models.disks import list_disks
 from tasks.config_drive import rebuild_drive_of
 from tasks.context import Pool
+from tasks.disk_plan import name_together
 from tasks.failed_check import Failure, failure
 from tasks.guest_pools import pool_of
 from tasks.migration_checks.move import Move
@@ -29,37 +31,80 @@ def check_pool(move: Move) -> Iterator[Failure]:
 
 
 def check_room(move: Move) -> Iterator[Failure]:
-    """What is copied must fit: the disks' whole size, or what is in them with over-commit."""
+    """What is copied must fit: the disks' whole size, or what is in them with over-commit.
+
+    Pools on one file system have its room together. Which of them are copied is not known yet, so
+    that the fewest are named which do not fit.
+    """
     rows = move.database.run(lambda session: list_disks(session, move.instance.id))
+    needed_bytes = {
+        pool.name: _count_needed(
+            move, pool, [row for row in rows if pool_of(move.instance, row) == pool.name]
+        )
+        for pool in move.pools
+    }
+    for together in _group_by_file_system(move):
+        host = move.hosts.get(move.dst)
+        reserve_bytes = (host.reserved_disk_gib if host is not None else 0) * GIB
+        free_bytes = disks.free_bytes(together[0].instance_dir(move.instance.id))
+        needed = {pool.name: needed_bytes[pool.name] for pool in together}
+        for pools in find_too_large(needed, free_bytes - reserve_bytes):
+            kept = f", of which {reserve_bytes // GIB} GiB are kept free" if reserve_bytes else ""
+            wanted_bytes = sum(needed[pool] for pool in pools)
+            full = "" if _may_overcommit(move) else " in full size, for disk is not over-committed"
+            told = failure(
+                "disk",
+                f"{move.services.name} has {free_bytes // MIB} MiB free{kept} in "
+                f"{name_together(pools)}; the guest's disks there need "
+                f"{-(-wanted_bytes // MIB)} MiB{full}.",
+                "Free space in the pool, or choose another destination.",
+            )
+            yield {**told, "pools": pools}
+
+
+def find_too_large(needed_bytes: Mapping[str, int], room_bytes: int) -> list[tuple[str, ...]]:
+    """Return the smallest sets of pools whose needs together are more than there is room; pure.
+
+    Args:
+        needed_bytes: what is needed in each of the pools, which are on one file system.
+        room_bytes: what there is for all of them.
+    """
+    if sum(needed_bytes.values()) <= room_bytes:
+        return []
+    found: list[tuple[str, ...]] = []
+    for count in range(1, len(needed_bytes) + 1):
+        for pools in combinations(needed_bytes, count):
+            is_new = not any(set(known) <= set(pools) for known in found)
+            if is_new and sum(needed_bytes[pool] for pool in pools) > room_bytes:
+                found.append(pools)
+    return found
+
+
+def _group_by_file_system(move: Move) -> list[list[Pool]]:
+    groups: dict[str, list[Pool]] = {}
     for pool in move.pools:
-        in_pool = [row for row in rows if pool_of(move.instance, row) == pool.name]
-        for told in _check_room_in(move, pool, in_pool):
-            yield {**told, "pool": pool.name}
+        known = disks.get_file_system_id(pool.instance_dir(move.instance.id))
+        groups.setdefault(known, []).append(pool)
+    return list(groups.values())
 
 
-def _check_room_in(move: Move, pool: Pool, rows: Sequence[Disk]) -> Iterator[Failure]:
-    host = move.hosts.get(move.dst)
-    may_overcommit = host is not None and host.disk_overcommit > 1
+def _count_needed(move: Move, pool: Pool, rows: Sequence[Disk]) -> int:
+    """Count the bytes that a copy of the guest's disks takes in a pool, with their bases."""
     allocated = move.survey.get("allocated") or {}
     needed_bytes = sum(
-        int(allocated.get(row.target, row.size_bytes)) if may_overcommit else row.size_bytes
+        int(allocated.get(row.target, row.size_bytes)) if _may_overcommit(move) else row.size_bytes
         for row in rows
     )
     if pool.name == move.instance.pool:
         here = fingerprint_bases(move, rows)
         for sha256, base in (move.survey.get("bases") or {}).items():
             needed_bytes += 0 if sha256 in here else int(base["size_bytes"])
-    reserve_bytes = (host.reserved_disk_gib if host is not None else 0) * GIB
-    free_bytes = disks.free_bytes(pool.instance_dir(move.instance.id))
-    if free_bytes - reserve_bytes < needed_bytes:
-        kept = f", of which {reserve_bytes // GIB} GiB are kept free" if reserve_bytes else ""
-        yield failure(
-            "disk",
-            f"Pool {pool.name} of {move.services.name} has {free_bytes // MIB} MiB "
-            f"free{kept}; the guest's disks need {-(-needed_bytes // MIB)} MiB"
-            f"{'' if may_overcommit else ' at their full size, for disk is not over-committed'}.",
-            "Free space in the pool, or choose another destination.",
-        )
+    return needed_bytes
+
+
+def _may_overcommit(move: Move) -> bool:
+    host = move.hosts.get(move.dst)
+    return host is not None and host.disk_overcommit > 1
 
 
 def check_bases(move: Move) -> Iterator[Failure]:

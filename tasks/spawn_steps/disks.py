@@ -11,7 +11,7 @@ from innkeeper.types import InstanceSpec
 from models.disk_claims import fit_disk_claim
 from models.disks import replace_disks
 from tasks.context import StepContext, get_pool
-from tasks.disk_plan import PlannedDisk, plan_disks, size_gib
+from tasks.disk_plan import PlannedDisk, name_together, plan_disks, size_gib
 from tasks.guest_pools import get_guest_pools
 from tasks.instance_files import ensure_instance_dir_removed, list_recorded
 from tasks.spawn_steps.remote_image import create_instant_disk
@@ -115,10 +115,11 @@ def _claim(context: StepContext, disk_gib: Mapping[str, int]) -> None:
         )
     )
     if too_full is not None:
-        pool, free_gib = too_full
+        pools, free_gib = too_full
+        wanted_gib = sum(disk_gib[pool] for pool in pools)
         raise HostUnsuitable(
-            f"{host} has {free_gib:.0f} GiB of disk free in pool {pool!r}; the disks of "
-            f"{instance.name} there take {disk_gib[pool]} GiB with the image's own size.",
+            f"{host} has {free_gib:.0f} GiB of disk free in {name_together(pools)}; the disks of "
+            f"{instance.name} there take {wanted_gib} GiB with the image's own size.",
             {"host": host, "hint": "Ask for disk_gib, or use a smaller image."},
         )
 

@@ -12,8 +12,15 @@ from models.operations import NewOperation, PlannedStep, insert_operation, take_
 
 
 def add_host(
-    session: Session, name: str, *, memory_mib: int = 4096, pools_gib: dict[str, int] | None = None
+    session: Session,
+    name: str,
+    *,
+    memory_mib: int = 4096,
+    pools_gib: dict[str, int] | None = None,
+    file_system: str | None = None,
 ) -> None:
+    """Add a host; all its pools are on the file system, or each on one that is not told."""
+    told = {} if file_system is None else {"file_system": file_system}
     session.add(
         Host(
             name=name,
@@ -21,7 +28,10 @@ def add_host(
             vcpus_total=64,
             memory_total_mib=memory_mib,
             disk_total_gib=100,
-            pools={pool: {"total_gib": gib} for pool, gib in (pools_gib or {"local": 100}).items()},
+            pools={
+                pool: {"total_gib": gib, **told}
+                for pool, gib in (pools_gib or {"local": 100}).items()
+            },
             heartbeat_at=func.clock_timestamp(),
         )
     )

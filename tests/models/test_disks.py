@@ -53,7 +53,7 @@ def add_claimed(session: Session, *, disk_gib: int) -> UUID:
         (0, 0, None, 0),
         (0, 7, None, 7),
         (8, 10, None, 10),
-        (8, 11, ("local", 10.0), 8),
+        (8, 11, (("local",), 10.0), 8),
         (5, 3, None, 3),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_claim_grows_where_there_is_room(
     database: Database,
     claimed_gib: int,
     disk_gib: int,
-    too_full: tuple[str, float] | None,
+    too_full: tuple[tuple[str, ...], float] | None,
     claims_gib: int,
 ) -> None:
     with database.transaction() as session:
@@ -87,7 +87,7 @@ def test_a_claim_grows_in_each_of_its_pools_or_in_none(database: Database) -> No
         add_host(session, "hv", pools_gib={"local": 10, "other": 5})
         instance_id = add_claimed(session, disk_gib=1)
 
-    def fit(**disk_gib: int) -> tuple[str, float] | None:
+    def fit(**disk_gib: int) -> tuple[tuple[str, ...], float] | None:
         return database.run(
             lambda session: fit_disk_claim(
                 session, host="hv", instance_id=instance_id, disk_gib=disk_gib
@@ -102,10 +102,28 @@ def test_a_claim_grows_in_each_of_its_pools_or_in_none(database: Database) -> No
 
     assert fit(local=2, other=5) is None
     assert claimed() == {"local": 2, "other": 5}
-    assert fit(local=3, other=6) == ("other", 5.0)
+    assert fit(local=3, other=6) == (("other",), 5.0)
     assert claimed() == {"local": 2, "other": 5}
     assert fit(local=3, other=4) is None
     assert claimed() == {"local": 3, "other": 4}
+
+
+def test_a_claim_grows_by_what_pools_on_one_file_system_have_together(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv", pools_gib={"local": 10, "other": 10}, file_system="2049")
+        instance_id = add_claimed(session, disk_gib=1)
+
+    def fit(**disk_gib: int) -> tuple[tuple[str, ...], float] | None:
+        return database.run(
+            lambda session: fit_disk_claim(
+                session, host="hv", instance_id=instance_id, disk_gib=disk_gib
+            )
+        )
+
+    assert fit(local=6, other=5) == (("local", "other"), 10.0)
+    assert fit(local=6, other=4) is None
+    assert fit(local=4, other=6) is None
+    assert fit(local=11, other=6) == (("local", "other"), 10.0)
 
 
 def test_the_size_of_an_image_is_known_once_a_host_has_seen_it(database: Database) -> None:

@@ -7,10 +7,14 @@ from sqlalchemy import text
 
 from innkeeper.errors import Conflict, NoHostFits
 from models.claims import list_host_snapshots
+from models.disks import replace_disks, replace_drive
 from models.image import CachedImage, Image
+from models.instance import Instance
 from models.session import Database
+from tasks.choosing import demand_of
+from tasks.disk_plan import GIB
 from tests.models.asking import ask_spawn, count_rows, places
-from tests.models.rows import add_host
+from tests.models.rows import add_host, add_instance
 
 
 def claims(database: Database) -> list[tuple[str, str, int]]:
@@ -68,6 +72,41 @@ def test_a_disk_of_the_images_size_is_claimed_by_it_once_it_is_known(database: D
         )
     ask_spawn(database, "vm-0", disk_gib=0, sha256="a" * 64)
     assert claims(database) == [("hv-a", "local", 3)]
+
+
+def test_pools_on_one_file_system_are_claimed_from_one_room(database: Database) -> None:
+    with database.transaction() as session:
+        add_host(session, "hv-a", pools_gib={"local": 10, "fast": 10}, file_system="2049")
+    disks = [{"size_mib": 6 * 1024, "pool": "fast"}]
+    with pytest.raises(NoHostFits, match="pools 'local' and 'fast', which share a file system"):
+        ask_spawn(database, "vm-0", disk_gib=5, disks=disks)
+    ask_spawn(database, "vm-0", disk_gib=4, disks=disks)
+    with pytest.raises(NoHostFits, match="0 GiB of disk free in pool 'local'"):
+        ask_spawn(database, "vm-1", disk_gib=1)
+
+
+def test_a_guest_that_is_placed_again_asks_for_what_its_disks_take(database: Database) -> None:
+    """Not for its config drive: that is a part of a MiB, and was not claimed at first either."""
+    with database.transaction() as session:
+        add_host(session, "hv-a")
+        instance_id = add_instance(session, "vm", host="hv-a")
+        disk = {"kind": "data", "format": "raw", "bus": "virtio", "facts": {}}
+        made = [("vda", None, 1), ("vdb", "local", GIB), ("vdc", "fast", GIB)]
+        rows = [
+            {**disk, "target": target, "file": target, "pool": pool, "size_bytes": size_bytes}
+            for target, pool, size_bytes in made
+        ]
+        replace_disks(session, instance_id, rows)
+        drive = {**disk, "target": "sda", "file": "config.iso", "size_bytes": 400_000}
+        del drive["kind"]
+        replace_drive(session, instance_id, drive)
+        session.flush()
+        demand = demand_of(session, session.get_one(Instance, instance_id))
+    assert demand.disk_gib == {"local": 2, "fast": 1}
+    with database.transaction() as session:
+        replace_disks(session, instance_id, [{**rows[1], "kind": "root"}])
+        demand = demand_of(session, session.get_one(Instance, instance_id))
+    assert demand.disk_gib == {"local": 1}
 
 
 def test_a_host_that_has_the_image_is_preferred(database: Database) -> None:

@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from models.host import Host
 from tasks.failed_check import Failure, failure
 from tasks.migration_checks.check import Check, list_failures, run_checks, without_copy
+from tasks.migration_checks.storage import check_room, find_too_large
 from tasks.migration_checks.versions import compare_hypervisors
+from virt.disks import free_bytes, get_file_system_id
 from virt.fingerprint import BLOCK_BYTES, SAMPLES, find_fingerprint
 from virt.migration_needs import read_needs
 
@@ -80,13 +83,76 @@ def test_what_is_said_of_a_copy_counts_for_the_pools_that_are_copied() -> None:
     ]
 
     def kept(*shared: str) -> list[str]:
-        left = without_copy(outcomes, shared=shared, own="p")
+        left = without_copy(outcomes, shared=set(shared), own="p")
         return [f"{each['check']} {each.get('pool', '')}".strip() for each in left]
 
     assert kept() == ["disk p", "disk q", "base", "cpu"]
     assert kept("p") == ["disk q", "cpu"]
     assert kept("q") == ["disk p", "base", "cpu"]
     assert kept("p", "q") == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "counts"), [((), True), (("r",), True), (("p",), False), (("p", "q"), False)]
+)
+def test_what_is_said_of_pools_together_counts_while_all_are_copied(
+    shared: tuple[str, ...], counts: bool
+) -> None:
+    outcome = {"check": "disk", "pools": ("p", "q"), "is_of_copy": True}
+    assert without_copy([outcome], shared=set(shared), own="p") == [outcome] * counts
+
+
+@pytest.mark.parametrize(
+    ("needed_bytes", "found"),
+    [
+        ({}, []),
+        ({"p": 10}, []),
+        ({"p": 11}, [("p",)]),
+        ({"p": 6, "q": 4}, []),
+        ({"p": 6, "q": 5}, [("p", "q")]),
+        # The smaller set says it all.
+        ({"p": 11, "q": 5}, [("p",)]),
+        ({"p": 5, "q": 4, "r": 2}, [("p", "q", "r")]),
+        ({"p": 6, "q": 5, "r": 5}, [("p", "q"), ("p", "r")]),
+        ({"p": 6, "q": 5, "r": 0}, [("p", "q")]),
+    ],
+)
+def test_pools_on_one_file_system_have_its_room_together(
+    needed_bytes: dict[str, int], found: list[tuple[str, ...]]
+) -> None:
+    assert find_too_large(needed_bytes, 10) == found
+
+
+def test_the_room_of_a_file_system_is_not_counted_once_for_each_pool(tmp_path: Path) -> None:
+    elsewhere = Path("/dev/shm")
+    assert get_file_system_id(elsewhere) != get_file_system_id(tmp_path)
+
+    def refusals(directories: dict[str, Path]) -> list[tuple[str, ...]]:
+        pools = [
+            SimpleNamespace(name=name, instance_dir=lambda _, path=path, name=name: path / name)
+            for name, path in directories.items()
+        ]
+        rows = [
+            SimpleNamespace(
+                target=name, pool=name, size_bytes=free_bytes(path) * 6 // 10, backing_sha256=None
+            )
+            for name, path in directories.items()
+        ]
+        move: Any = SimpleNamespace(
+            database=SimpleNamespace(run=lambda _: rows),
+            services=SimpleNamespace(name="hv-b"),
+            instance=SimpleNamespace(id=uuid4(), pool="p"),
+            pools=pools,
+            hosts={},
+            dst="hv-b",
+            survey={},
+            operation_id=uuid4(),
+        )
+        return [tuple(each["pools"]) for each in check_room(move)]
+
+    assert refusals({"p": tmp_path}) == []
+    assert refusals({"p": tmp_path, "q": elsewhere}) == []
+    assert refusals({"p": tmp_path, "q": tmp_path}) == [("p", "q")]
 
 
 def test_samples_tell_two_files_apart(tmp_path: Path) -> None:

@@ -68,6 +68,28 @@ def test_every_reason_is_named(change: dict[str, object], codes: list[str]) -> N
     assert all(r.message.startswith("hv-a") for r in refusals)
 
 
+@pytest.mark.parametrize(
+    ("claimed_gib", "disk_gib", "problem"),
+    [
+        ({}, {"local": 60, "fast": 40}, None),
+        ({}, {"local": 60, "fast": 41}, "100 GiB of disk free in pools 'local' and 'fast', which"),
+        # What another guest has claimed in one is gone in the other.
+        ({"fast": 50}, {"local": 50}, None),
+        ({"fast": 50}, {"local": 51}, "50 GiB of disk free in pool 'local', 51 GiB are needed"),
+        ({"fast": 50}, {"apart": 100}, None),
+        ({"apart": 50}, {"local": 60, "fast": 40}, None),
+    ],
+)
+def test_pools_on_one_file_system_have_its_room_together(
+    claimed_gib: dict[str, int], disk_gib: dict[str, int], problem: str | None
+) -> None:
+    one, other = ({"total_gib": 100, "file_system": number} for number in ("2049", "2065"))
+    pools = {"local": one, "fast": one, "apart": other}
+    host = replace(HOST, pools=pools, disk_claimed_gib_by_pool=claimed_gib)
+    found = [refusal.message for refusal in list_refusals(host, replace(DEMAND, disk_gib=disk_gib))]
+    assert [problem in message for message in found] == ([True] if problem else [])
+
+
 def test_a_pool_must_be_the_very_directory_where_that_is_asked() -> None:
     pools = {"local": {"total_gib": 100, "id": "this"}}
     host = replace(HOST, pools=pools)
