@@ -29,6 +29,7 @@ from tasks.tls_rule import TlsRule
 from virt.hypervisor import Hypervisor
 from virt.image_scrub import Scrubber
 from virt.images import ImageCache
+from virt.rehearsal import Rehearsal
 from virt.tls_certificates import CertificatePlaces
 
 PROGRESS_INTERVAL_S = 0.5
@@ -89,6 +90,7 @@ class HostServices:
         scrubber: hashes cached images, slowly.
         scrub_interval_s: how often each of them.
         scrub_slice_s: how long at a time.
+        rehearsal: listens where QEMU will, for others to try the way.
     """
 
     name: str
@@ -107,6 +109,7 @@ class HostServices:
     scrubber: Scrubber = field(default_factory=lambda: Scrubber(0))
     scrub_interval_s: float = 604_800.0
     scrub_slice_s: float = 10.0
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
 
     def console_path(self, instance_id: UUID) -> Path:
         """Where the guest's serial console is logged."""

@@ -1,6 +1,7 @@
 """The first steps of a live migration: the source tells, the destination and the source look.
 
-Nothing is made here but the files that show whether the hosts share the guest's pools.
+Nothing is made here but the files that show whether the hosts share the guest's pools. For half a
+minute the destination listens at one of QEMU's ports, for the source to try the way.
 """
 
 from dataclasses import replace
@@ -22,7 +23,7 @@ from tasks.migration_checks import (
     tell_of_guest,
 )
 from tasks.migration_checks.check import without_copy
-from tasks.migration_checks.ports import find_free_port
+from tasks.migration_checks.ports import rehearse
 from tasks.migration_endings import set_phase
 from tasks.migration_storage import (
     StorageLook,
@@ -71,7 +72,7 @@ def look_at_host(move: Move, pools: dict[str, Any]) -> dict[str, Any]:
     """
     seen = {
         "pools": pools,
-        "free_port": find_free_port(),
+        **rehearse(move),
         "tls": look_on_destination(move.services, move.policy),
         "listen_address": move.services.listen_address,
     }

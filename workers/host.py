@@ -37,6 +37,7 @@ from virt.hypervisor import Hypervisor
 from virt.identity import get_or_create
 from virt.image_scrub import Scrubber
 from virt.images import ImageCache
+from virt.rehearsal import Rehearsal
 from virt.sharing import ensure_pool_id
 from virt.tls_certificates import CertificatePlaces, is_address
 from workers.consoles import ConsoleKeeper
@@ -259,6 +260,9 @@ def build_services(settings: Settings, hypervisor: Hypervisor) -> HostServices:
                 cage=get_cage(settings.qemu_img_user),
             ),
         )
+    listen_address = settings.migration_listen_address or (
+        settings.migration_address if is_address(settings.migration_address) else None
+    )
     return HostServices(
         name=settings.host_name,
         hypervisor=hypervisor,
@@ -266,8 +270,8 @@ def build_services(settings: Settings, hypervisor: Hypervisor) -> HostServices:
         lock_dir=settings.lock_dir,
         console_dir=settings.state_dir / "consoles",
         migration_address=settings.migration_address or socket.gethostname(),
-        listen_address=settings.migration_listen_address
-        or (settings.migration_address if is_address(settings.migration_address) else None),
+        listen_address=listen_address,
+        rehearsal=Rehearsal(listen_address),
         tls_rule=settings.migration_tls,
         certificates=CertificatePlaces(
             libvirt=settings.libvirt_tls_dir, qemu=settings.qemu_tls_dir

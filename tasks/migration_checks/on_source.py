@@ -15,6 +15,7 @@ from tasks.migration_checks.move import Move, get_address
 from tasks.migration_checks.ports import (
     FIRST_MIGRATION_PORT,
     LAST_MIGRATION_PORT,
+    is_rehearsed,
 )
 from tasks.migration_storage import find_storage_failures
 from tasks.migration_tls import LIBVIRT_TCP_PORT, LIBVIRT_TLS_PORT
@@ -170,20 +171,25 @@ def check_reachable(move: Move) -> Iterator[Failure]:
     """The destination must answer from here, within seconds: libvirt's port and QEMU's."""
     address = get_address(move.database, move.dst)
     libvirt_port = LIBVIRT_TLS_PORT if move.tls[0] else LIBVIRT_TCP_PORT
-    # Nobody listens at that one of QEMU's ports: being turned away there proves the way to it.
-    free_port = move.seen.get("free_port")
+    port = move.seen.get("free_port")
+    qemu_ports = () if port is None else (int(port),)
+    is_listening = is_rehearsed(move)
     problems = find_unreachable(
         address,
         listening=(libvirt_port,),
-        open_later=() if free_port is None else (int(free_port),),
+        # Where nobody listens being turned away proves the way, but for a firewall that rejects.
+        open_later=() if is_listening else qemu_ports,
+        rehearsed=qemu_ports if is_listening else (),
+        is_there=lambda: is_rehearsed(move),
         timeout_s=REACH_TIMEOUT_S,
     )
     if problems:
         yield failure(
             "reachable",
             f"{move.src} does not reach {move.dst}: {'; '.join(problems)}.",
-            f"Check the network and the firewall for ports {libvirt_port} and "
-            f"{FIRST_MIGRATION_PORT}-{LAST_MIGRATION_PORT}, and libvirtd's listen address there.",
+            f"Let {move.dst}'s firewall and those on the way accept TCP ports {libvirt_port} and "
+            f"{FIRST_MIGRATION_PORT}-{LAST_MIGRATION_PORT} from {move.src}; see libvirtd's listen "
+            "address there.",
         )
 
 

@@ -161,6 +161,16 @@ def port_filtered(lab: Lab, guest: Guest, port: int) -> Iterator[None]:
 
 
 @contextmanager
+def ports_rejected(lab: Lab, guest: Guest, how: str) -> Iterator[None]:
+    """The destination's own firewall turns away what comes to any of QEMU's ports."""
+    rule = how.replace("PORTS", "tcp dport 49152-49215")
+    chain = f"chain c {{ type filter hook input priority 0; {rule}; }}"
+    lab.exec(guest.dst, ["nft", f"table inet t {{ {chain}; }}"])
+    yield
+    lab.exec(guest.dst, ["nft", "delete table inet t"])
+
+
+@contextmanager
 def clock_wrong(lab: Lab, records: Database, guest: Guest) -> Iterator[None]:
     fault = ClockSkewed(guest.dst, 7200)
     stage: Any = SimpleNamespace(lab=lab, redis=None, start=lab.start)
@@ -217,6 +227,14 @@ TROUBLES: list[tuple[Trouble, set[str], str]] = [
     (uuid_taken, {"name_taken"}, "of nobody's"),
     (lambda lab, _, guest: port_filtered(lab, guest, 16509), {"reachable"}, "16509"),
     (lambda lab, _, guest: port_filtered(lab, guest, 49215), {"reachable"}, "49215"),
+    *(
+        (lambda lab, _, guest, how=how: ports_rejected(lab, guest, how), {"reachable"}, said)
+        for how, said in (
+            ("PORTS drop", "49215 within 3 s (a firewall drops?)"),
+            ("PORTS reject", "(a firewall rejects?)"),
+            ("PORTS reject with tcp reset", "(a firewall rejects?)"),
+        )
+    ),
     (clock_wrong, {"clock"}, "7200"),
     (base_differs, {"base"}, "of other content"),
     (disk_full, {"disk"}, "0 MiB free"),
@@ -224,7 +242,8 @@ TROUBLES: list[tuple[Trouble, set[str], str]] = [
 ]
 NAMES = [
     *("snapshot", "block_job", "shared_memory", "encrypted_disk", "bridge_down"),
-    *("filter_missing", "name_taken", "uuid_taken", "libvirt_port", "qemu_port", "clock"),
+    *("filter_missing", "name_taken", "uuid_taken", "libvirt_port", "qemu_port"),
+    *("ports_dropped", "ports_rejected", "ports_reset", "clock"),
     *("base_differs", "disk_full", "hypervisor_older"),
 ]
 
