@@ -1,8 +1,8 @@
 """A host that was fenced is back: what it has lost meanwhile is removed before it does anything.
 
 Only what an evacuation's record proves stale is touched: the domain of a guest that was taken away
-from this very host, with an older epoch than the guest's record. Files are never touched: they are
-the guest's, on storage that its new host shares.
+from this very host, with an older epoch than the guest's record, and its console's log here. The
+guest's own files are never touched: they are on storage that its new host shares.
 """
 
 from uuid import UUID
@@ -70,6 +70,8 @@ def _remove(database: Database, services: HostServices, copy: StaleCopy) -> bool
             now_on=copy.host,
         )
         hypervisor.ensure_destroyed(instance_id)
+        # While the domain is there a death in between is made good at the next return.
+        services.console_path(instance_id).unlink(missing_ok=True)
         hypervisor.ensure_undefined(instance_id)
 
     def record(session: Session) -> None:

@@ -91,6 +91,8 @@ def send_typed(client: Innkeeper, ask: Ask, *, key: str | None = None) -> Operat
         return client.prewarm(**ask.fields, idempotency_key=key)
     if ask.kind == "drain":
         return client.drain(**ask.fields, idempotency_key=key)
+    if ask.kind == "evacuate":
+        return client.evacuate(**ask.fields, idempotency_key=key)
     subject = {"name": ask.guest} if ask.kind == "spawn" else {"instance": ask.guest}
     return verbs[ask.kind](**subject, **ask.fields, idempotency_key=key)
 
@@ -108,6 +110,11 @@ def send_plainly(app: Celery, ask: Ask, task_id: UUID, **more: str | None) -> As
     if ask.kind == "prewarm":
         kwargs["spec"] = ask.fields
         name = "innkeeper.image.prewarm"
+        return app.send_task(name, kwargs=kwargs, task_id=str(task_id), queue="control")
+    if ask.kind == "evacuate":
+        # Who vouches for a death must say who he is.
+        kwargs |= {"spec": ask.fields, "requested_by": "somebody else's program"}
+        name = "innkeeper.host.evacuate"
         return app.send_task(name, kwargs=kwargs, task_id=str(task_id), queue="control")
     if ask.kind == "drain":
         name, kwargs = "innkeeper.host.drain", {**kwargs, **ask.fields}

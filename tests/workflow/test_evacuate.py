@@ -212,6 +212,8 @@ def test_the_guests_of_a_dead_host_run_elsewhere(
     assert on_a[local["name"]] == "shut off"
     assert not host_view(client, a).is_enabled
     assert files_of(lab, a, active["id"]) != []
+    # Its console's log on the dead host went with the stale domain.
+    assert not [path for path in files_of(lab, a, active["id"]) if "/consoles/" in path]
     assert domains_on(lab, b)[active["name"]] == "running"
     reopen(client, a)
     assert client.start(local["name"]).wait(60)["host"] == a

@@ -11,12 +11,19 @@ from tests.chaos.asking import Waiter, ask_plainly, ask_typed, plain_celery
 from tests.chaos.checker.ledger_look import connect
 from tests.chaos.checker.timeline import tell_operation
 from tests.chaos.matrix.case_result import CaseResult, NotHeld
-from tests.chaos.matrix.cases import FILES, Case, Plot, Victim
+from tests.chaos.matrix.cases import DEATHS, FILES, Case, Plot, Victim
+from tests.chaos.matrix.dead_host import let_die, list_roles
 from tests.chaos.matrix.routes import LEFT_HELD, Turn
 from tests.chaos.matrix.second_control import SecondControl
 from tests.chaos.matrix.stock import Cast, Stock
 from tests.chaos.matrix.turns import turn
-from tests.chaos.matrix.verdict import await_published, check_outcome, check_repeatable, check_scene
+from tests.chaos.matrix.verdict import (
+    await_published,
+    check_evacuated,
+    check_outcome,
+    check_repeatable,
+    check_scene,
+)
 from tests.chaos.movement import LOOK_EVERY_S, Movement, Stand, find_stand
 from tests.chaos.patience import comes_true
 from tests.chaos.scene import look_at
@@ -107,6 +114,7 @@ class _Run:
         self._case = case
         self._operation_id: UUID | None = None
         self._waiter: Waiter | None = None
+        self._dead: frozenset[str] = frozenset()
         self.cast: Cast | None = None
         self.kills = 0
         self.recovery_ms: float | None = None
@@ -129,6 +137,10 @@ class _Run:
             if cast.instance_id is not None
             else None
         )
+        epoch = self._find_epoch(cast)
+        if case.kind in DEATHS:
+            self._dead = list_roles(cast.src)
+            let_die(stage, self._connection, cast.src, cast.ask.guest)
         with ExitStack() as undo:
             self._arm()
             waiter = self._waiter = self._ask(cast)
@@ -147,7 +159,9 @@ class _Run:
         check_outcome(self._connection, case, waiter.operation_id, told)
         await_published(self._connection, waiter.operation_id)
         stage.revive()
-        if told is not None and told.effect == "unknown":
+        if case.kind in DEATHS:
+            check_evacuated(stage.lab, self._connection, case, cast, waiter.operation_id, epoch)
+        elif told is not None and told.effect == "unknown":
             check_repeatable(stage.lab, self._connection, stage.client, cast, timeout_s=OUTCOME_S)
         else:
             check_scene(stage.lab, self._connection, cast, waiter.operation_id, before)
@@ -225,13 +239,19 @@ class _Run:
         give_up_at = time.monotonic() + DEATH_S
         while True:
             for role in self._stage.lab.status()["roles"]:
-                if not role["running"]:
+                if not role["running"] and role["role"] not in self._dead:
                     return str(role["role"])
             if self._case.plot is Plot.ALONE and not self._player._second.is_running:
                 return None
             if time.monotonic() > give_up_at:
                 raise NotHeld(f"{self._case.point.name} has struck and every role lives")
             time.sleep(0.005)
+
+    def _find_epoch(self, cast: Cast) -> int:
+        row = self._connection.execute(
+            "SELECT epoch FROM instances WHERE id = %s", (cast.instance_id,)
+        ).fetchone()
+        return 0 if row is None else int(row["epoch"])
 
     def _find_stand(self) -> Stand | None:
         assert self._operation_id is not None

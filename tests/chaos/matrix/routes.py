@@ -14,6 +14,7 @@ class Turn(StrEnum):
     cancel: somebody cancels it, which the next step sees at its claim.
     namesake: the destination gets a domain of the guest's name, and libvirt refuses the guest.
     obstacle: a directory lies where the step removes the console's log, so that it fails.
+    hidden: the guest's root disk is away from its place, so that no host can take it.
     part: somebody cancels the whole while a part of it is held.
     stray: somebody cancels it while no step runs, so that it is the sweeper's to turn back.
     lost_bell: its bell is never rung, so that it is the sweeper's to ring.
@@ -23,6 +24,7 @@ class Turn(StrEnum):
     CANCEL = "cancel"
     NAMESAKE = "namesake"
     OBSTACLE = "obstacle"
+    HIDDEN = "hidden"
     PART = "part"
     STRAY = "stray"
     LOST_BELL = "lost_bell"
@@ -60,6 +62,14 @@ _SWEEPS = {
     "turning": Route(Turn.STRAY, f"request.{SWEPT_KIND}:accepted"),
     "ringing": Route(Turn.LOST_BELL, f"request.{SWEPT_KIND}:accepted"),
 }
+_EVACUATED = "evacuate_instance"
+_EVACUATION_FAILS = {
+    "find_files": Route(Turn.HIDDEN, "evacuate.settle_operations:acted"),
+    "define_elsewhere": Route(Turn.NAMESAKE, f"{_EVACUATED}.define_elsewhere:acting"),
+    "start_elsewhere": Route(Turn.OBSTACLE, f"{_EVACUATED}.start_elsewhere:acting"),
+}
+"""How each step of a guest's evacuation is made to fail; a cancel would be the whole's."""
+
 _MIGRATION_FAILS = Route(Turn.NAMESAKE, "live_migrate.migrate:acting")
 
 
@@ -74,6 +84,9 @@ def find_route(point: CrashPoint, workflow: Workflow | None) -> Route:
         return _SWEEPS[point.moment]
     if point.step is None:
         return Route()
+    if point.kind == _EVACUATED:
+        fails = point.is_undo or point.moment in FAILURE_MOMENTS
+        return _EVACUATION_FAILS[point.step] if fails else Route()
     if point.is_undo and point.kind == "drain":
         # Its only step with an undo ends the drain: it is turned round while a part is under way.
         return Route(Turn.PART, "live_migrate.migrate:acting")

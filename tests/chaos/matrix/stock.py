@@ -10,7 +10,8 @@ import psycopg
 
 from innkeeper.errors import InnkeeperError
 from tests.chaos.asking import Ask
-from tests.chaos.matrix.cases import FILES, Case
+from tests.chaos.matrix.cases import DEATHS, FILES, Case
+from tests.chaos.matrix.dead_host import await_return
 from tests.chaos.stage import Stage
 from tests.virt.instant_sources import InstantSources
 
@@ -85,6 +86,8 @@ class Stock:
             self.forget(self._names.get("hydrate"))
             row = self._boot_from_source(self._take_name("hydrate"), a, case.pool)
             return Cast(Ask("hydrate", row["name"], {}), row["id"], a, a)
+        if case.kind in DEATHS:
+            return self._prepare_death(case)
         slot = {"live_migrate": case.label, "delete": "delete"}.get(case.kind, "power")
         wanted: dict[str, Any] = {"pool": case.pool}
         if case.kind in ("live_migrate", "delete"):
@@ -96,6 +99,17 @@ class Stock:
             return Cast(Ask(case.kind, row["name"], {"dst": dst}), row["id"], src, dst)
         fields = VERBS_WITH_FORCE.get(case.kind, {})
         return Cast(Ask(case.kind, row["name"], fields), row["id"], src, src)
+
+    def _prepare_death(self, case: Case) -> Cast:
+        """Leave one guest in the lab, whose host may die: all that are there are evacuated."""
+        for slot, name in list(self._names.items()):
+            if slot != "evacuate":
+                self.forget(name)
+        row = self._ensure("evacuate", {"pool": case.pool, "disks": _extra_disks(case)}, "active")
+        src = row["host"]
+        (dst,) = (host for host in self._stage.lab.hosts[:2] if host != src)
+        fields = {"host": src, "confirmed_dead": "the case has killed it"}
+        return Cast(Ask("evacuate", row["name"], fields), row["id"], src, dst)
 
     def _told_guest(self, case: Case) -> dict[str, Any]:
         """Return the fields of a guest that wants every step of its case's plan."""
@@ -120,9 +134,14 @@ class Stock:
         self._sources.stop()
 
     def _open_hosts(self) -> None:
-        """Let every host have guests again that an earlier case has drained."""
+        """Let every host have guests again that an earlier case has drained, or let die."""
         for host in self._stage.client.hosts():
-            if not host.is_enabled:
+            if host.is_enabled:
+                continue
+            if (host.disabled_reason or "").startswith("fenced"):
+                await_return(self._connection, host.name)
+                self._stage.client.enable_host(host.name)
+            else:
                 self._stage.client.undrain(host.name)
 
     def _bring_to(self, slot: str, host: str) -> None:

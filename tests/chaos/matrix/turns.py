@@ -7,7 +7,7 @@ from uuid import UUID
 
 from innkeeper.errors import InnkeeperError
 from tests.chaos.matrix.case_result import NotHeld
-from tests.chaos.matrix.cases import Case
+from tests.chaos.matrix.cases import DEATHS, Case
 from tests.chaos.matrix.routes import Turn
 from tests.chaos.matrix.stock import Cast
 from tests.chaos.scene import console_path
@@ -48,10 +48,15 @@ def turn(stage: Stage, case: Case, cast: Cast, operation_id: UUID, undo: ExitSta
             undo.callback(undefine_namesake, stage.lab, cast.dst, cast.ask.guest)
         case Turn.OBSTACLE:
             assert cast.instance_id is not None
-            path = console_path(stage.lab, cast.src, cast.instance_id)
+            host = cast.dst if case.kind in DEATHS else cast.src
+            path = console_path(stage.lab, host, cast.instance_id)
             path.unlink(missing_ok=True)
             path.mkdir()
             undo.callback(path.rmdir)
+        case Turn.HIDDEN:
+            disk = stage.lab.layout.shared / "instances" / str(cast.instance_id) / "root.qcow2"
+            away = disk.rename(disk.with_name("away"))
+            undo.callback(away.rename, disk)
 
 
 def _cancel(stage: Stage, operation_id: UUID, *, timeout_s: float) -> bool:

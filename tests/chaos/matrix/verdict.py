@@ -9,7 +9,8 @@ from innkeeper import Innkeeper
 from lab.handle import Lab
 from tests.chaos.asking import Outcome, ask_typed
 from tests.chaos.matrix.case_result import NotHeld
-from tests.chaos.matrix.cases import Case
+from tests.chaos.matrix.cases import Case, Plot
+from tests.chaos.matrix.dead_host import await_return
 from tests.chaos.matrix.routes import Turn
 from tests.chaos.matrix.stock import Cast
 from tests.chaos.movement import find_stand
@@ -18,12 +19,19 @@ from tests.chaos.scene import Scene, is_gone, is_settled_on, list_files, look_at
 
 # Two sweeps, and the two seconds for which an outcome is its publisher's own affair.
 PUBLISHED_S = 8.0
+LET_GO_S = 60.0
 UNDONE = frozenset({"not_started", "rolled_back"})
 
 _OPERATION = "SELECT state, result, error, instance_id FROM operations WHERE id = %s"
 _UNFINISHED = """
     SELECT position, name, state FROM steps
      WHERE operation_id = %s AND state IN ('queued', 'running', 'undo', 'undoing')
+"""
+
+
+_TAKEN = """
+    SELECT e.domain_epoch FROM evacuations e JOIN operations o ON o.id = e.operation_id
+     WHERE o.parent_id = %s AND e.instance_id = %s AND e.dst_host = %s
 """
 
 
@@ -102,6 +110,57 @@ def check_scene(
     elif scene != before:
         effect = (row["error"] or {}).get("effect")
         raise NotHeld(f"it {row['state']}, effect {effect}, yet {scene.differs(before)}")
+
+
+def check_evacuated(
+    lab: Lab,
+    connection: psycopg.Connection[dict[str, Any]],
+    case: Case,
+    cast: Cast,
+    operation_id: UUID,
+    epoch: int,
+) -> None:
+    """Check that the guest is whole on one host: on the new one, if and only if it was taken.
+
+    Args:
+        lab: in which the dead host runs again.
+        connection: to read the records.
+        case: says whether it had to be taken.
+        cast: its guest.
+        operation_id: the evacuation.
+        epoch: the guest's before it.
+
+    Raises:
+        NotHeld: it is not.
+    """
+    assert cast.instance_id is not None
+    guest, instance_id = cast.ask.guest, cast.instance_id
+
+    def is_let_go() -> bool:
+        return look_at(lab, connection, guest, instance_id).held_by is None
+
+    if not comes_true(is_let_go, LET_GO_S, every_s=0.2):
+        raise NotHeld("the evacuation is over and its guest is still held")
+    await_return(connection, cast.src)
+    scene = look_at(lab, connection, guest, instance_id)
+    taken = connection.execute(_TAKEN, (operation_id, instance_id, cast.dst)).fetchone()
+    is_plain = case.route.turn is Turn.NONE and case.plot is not Plot.CANCEL
+    if taken is None and is_plain:
+        raise NotHeld(f"its guest was not taken: {scene}")
+    host = cast.src if taken is None else cast.dst
+    if (scene.host, scene.claims) != (host, (host,)):
+        raise NotHeld(f"the guest should be on {host} alone, and is {scene}")
+    if {place for place, _ in scene.domains} != {host}:
+        raise NotHeld(f"the guest's domain should be on {host} alone: {scene}")
+    if taken is None:
+        return
+    if taken["domain_epoch"] <= epoch:
+        raise NotHeld(f"it was taken with the epoch {taken['domain_epoch']}, and had {epoch}")
+    states = {("active", "running")}
+    if case.route.turn is Turn.OBSTACLE:
+        states.add(("stopped", "shut off"))
+    if (scene.state, scene.domains[0][1]) not in states:
+        raise NotHeld(f"it was taken, and is {scene}")
 
 
 def check_repeatable(
