@@ -127,8 +127,8 @@ def find_repeated(
     # Two deliveries of one request at the same moment must not both find nothing.
     for name in filter(None, (str(envelope.operation_id), envelope.idempotency_key)):
         lock(session, f"request:{name}")
-    known = session.scalars(
-        select(Operation).where(
+    known = session.execute(
+        select(Operation.id, Operation.kind, Operation.request_digest).where(
             (Operation.id == envelope.operation_id)
             | (
                 (Operation.idempotency_key == envelope.idempotency_key)
@@ -149,7 +149,8 @@ def find_repeated(
         )
     if known.id != envelope.operation_id:
         _make_alias(session, envelope.operation_id, known.id)
-    return known.id
+    found: UUID = known.id
+    return found
 
 
 def _make_alias(session: Session, task_id: UUID, operation_id: UUID) -> None:
