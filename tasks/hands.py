@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tasks.leases import HeldLease
+from tasks.leases import HeldLease, LeaseKeeper
 
 if TYPE_CHECKING:
     from tasks.engine import Claim
@@ -23,13 +23,13 @@ FRESH_S = 1.0
 
 @dataclass(slots=True)
 class InHand:
-    """A claimed step before its message has come.
+    """A claimed step with what is held for it.
 
     Args:
         claim: the claim.
         lease: its lease, which is kept.
         stack: gives the lease up when it is closed.
-        lock: gives the guest's lock up when it is closed; empty where none is needed.
+        lock: gives the guest's lock up when it is closed; empty while it is not held.
         has_guest: whether the claim was written under the lock, so that nothing is left to ask.
         is_on_its_way: whether its message has been handed to this process's pool.
         since: when the claim was committed, on the monotonic clock.
@@ -52,6 +52,19 @@ class InHand:
         """Give lock and lease up; the lease runs out, and the step is begun by who comes then."""
         self.lock.close()
         self.stack.close()
+
+
+def hold(leases: LeaseKeeper, claim: "Claim", lock: ExitStack | None = None) -> InHand:
+    """Keep a claimed step's lease from now on.
+
+    Args:
+        leases: keeps it.
+        claim: the step.
+        lock: the guest's, where the claim was written under it.
+    """
+    stack = ExitStack()
+    lease = stack.enter_context(leases.hold(claim.step.key))
+    return InHand(claim, lease, stack, lock or ExitStack(), has_guest=lock is not None)
 
 
 class Hands:

@@ -84,7 +84,7 @@ class StepTask(Task):  # type: ignore[misc]
     """A step's task: when it is rung from the step before it in the same worker, it stays there."""
 
     abstract = True
-    own_queue: OwnQueue = OwnQueue()
+    own_queue: OwnQueue
 
     def goes_on_here(self, position: int) -> bool:
         """Tell whether the running task's chain goes on with a step, and in this worker."""

@@ -14,7 +14,7 @@ from tasks.calling import call_waiting
 from tasks.claiming import try_claim
 from tasks.crashpoints import crash_point
 from tasks.engine import Claim, Engine, Verdict
-from tasks.hands import InHand
+from tasks.hands import hold
 from tasks.retry import backoff_s
 from tasks.workflow import Done, Parked, RollForward
 
@@ -80,12 +80,8 @@ def _claim_ahead(session: Session, engine: Engine, claim: Claim, following: Rung
 
 
 def _keep_in_hand(engine: Engine, ahead: Claim, lock: ExitStack) -> None:
-    stack = ExitStack()
-    lease = stack.enter_context(engine.leases.hold(ahead.step.key))
     is_same = ahead.instance is None or ahead.instance.epoch == ahead.operation.epoch
-    engine.own_queue.hands.keep(
-        InHand(ahead, lease, stack, lock.pop_all() if is_same else ExitStack(), has_guest=is_same)
-    )
+    engine.own_queue.hands.keep(hold(engine.leases, ahead, lock.pop_all() if is_same else None))
 
 
 def record_parked(engine: Engine, claim: Claim, pause: Parked) -> Verdict:

@@ -60,9 +60,10 @@ def register_tasks(
             publish or look need none.
         own_queue: the worker's way to itself; None for programs that are no worker.
     """
+    way = own_queue or OwnQueue()
     for workflow in WORKFLOWS:
         for step in workflow.steps:
-            _register_step(app, engine, workflow, step, own_queue or OwnQueue())
+            _register_step(app, engine, workflow, step, way)
     for kind in ACCEPT:
         _register_request(app, engine, kind)
     for name, query in QUERIES.items():

@@ -12,7 +12,6 @@ bell → claim (one UPDATE) ─ nothing matched ─→ done already? pass the be
 """
 
 import uuid
-from contextlib import ExitStack
 from uuid import UUID
 
 import structlog
@@ -31,7 +30,7 @@ from tasks.claiming import try_claim
 from tasks.context import StepContext
 from tasks.crashpoints import crash_point
 from tasks.engine import Claim, Engine, Verdict
-from tasks.hands import InHand
+from tasks.hands import InHand, hold
 from tasks.os_faults import find_host_fault
 from tasks.recording import (
     record_done,
@@ -67,13 +66,15 @@ def run_step(
         goes_on_here: whether the message of the step after it will be this process's, too.
     """
     kept = engine.own_queue.hands.take(operation_id, position)
-    if kept is None:
-        claim = engine.database.run(lambda s: try_claim(s, engine, operation_id, position))
-        if isinstance(claim, Verdict):
-            return claim
-    else:
-        claim = kept.claim
+    claim = (
+        engine.database.run(lambda session: try_claim(session, engine, operation_id, position))
+        if kept is None
+        else kept.claim
+    )
+    if isinstance(claim, Verdict):
+        return claim
     crash_point(claim.where, "claimed")
+    held = kept or hold(engine.leases, claim)
     with structlog.contextvars.bound_contextvars(
         operation=str(operation_id),
         instance=str(claim.operation.instance_id),
@@ -81,22 +82,19 @@ def run_step(
         step=claim.step.name,
         attempt=claim.step.key.attempt,
     ):
-        return _run_claimed(engine, claim, kept, goes_on_here=goes_on_here)
+        return _run_claimed(engine, held, goes_on_here=goes_on_here)
 
 
-def _run_claimed(
-    engine: Engine, claim: Claim, kept: InHand | None, *, goes_on_here: bool
-) -> Verdict:
+def _run_claimed(engine: Engine, held: InHand, *, goes_on_here: bool) -> Verdict:
+    claim = held.claim
     log.info("step begins", undo=claim.step.is_undo)
-    with ExitStack() if kept is None else kept.stack as stack:
-        lease = kept.lease if kept else stack.enter_context(engine.leases.hold(claim.step.key))
-        lock = stack.enter_context(kept.lock if kept else ExitStack())
+    with held.stack, held.lock as lock:
         context = StepContext(
             database=engine.database,
             operation=claim.operation,
             step=claim.step,
             details=claim.details,
-            lease=lease,
+            lease=held.lease,
             services=engine.services if claim.step.host else None,
             _instance=claim.instance,
             keyring=engine.keyring,
@@ -107,7 +105,7 @@ def _run_claimed(
         try:
             _refuse_if_hopeless(claim)
             if context.services is not None and claim.instance is not None:
-                if kept is None or not kept.has_guest:
+                if not held.has_guest:
                     lock.enter_context(
                         guest_lock(
                             context.services.lock_dir,
@@ -116,7 +114,7 @@ def _run_claimed(
                             check=context.assert_owned,
                         )
                     )
-                if kept is None or not kept.needs_no_check:
+                if not held.needs_no_check:
                     _check_epoch(engine.database, claim)
             if claim.step.is_undo:
                 crash_point(claim.where, "acting")

@@ -8,6 +8,9 @@
 
 In both cases the worker stops consuming and exits. Seen as losses of the connection they let the
 consumer reconnect, again and again until Redis takes it.
+
+Beside that, a channel keeps its client of Redis: kombu makes one for every command, which takes
+longer than most commands.
 """
 
 from typing import Any
@@ -34,7 +37,7 @@ def guard_redis_transport() -> None:
 
 def _guard_closed_channels() -> None:
     original = transport.Channel._connparams
-    if kombu.__version__ != GUARDED_VERSION or getattr(original, "is_guarded", False):
+    if not _is_to_be_replaced(original):
         return
 
     def connparams(self: Any, asynchronous: bool = False) -> Any:
@@ -48,7 +51,7 @@ def _guard_closed_channels() -> None:
 
 def _keep_clients() -> None:
     original = transport.Channel._create_client
-    if kombu.__version__ != GUARDED_VERSION or getattr(original, "is_guarded", False):
+    if not _is_to_be_replaced(original):
         return
 
     def create_client(self: Any, asynchronous: bool = False) -> Any:
@@ -62,6 +65,10 @@ def _keep_clients() -> None:
 
     create_client.is_guarded = True  # type: ignore[attr-defined]
     transport.Channel._create_client = create_client
+
+
+def _is_to_be_replaced(original: Any) -> bool:
+    return kombu.__version__ == GUARDED_VERSION and not getattr(original, "is_guarded", False)
 
 
 def _guard_refusals() -> None:

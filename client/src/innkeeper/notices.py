@@ -27,7 +27,7 @@ class Notices:
         key: the outcome's key, which is also the channel on which Celery publishes it.
     """
 
-    def __init__(self, redis: "Redis | None", key: str) -> None:
+    def __init__(self, redis: Redis | None, key: str) -> None:
         self._redis = redis
         self._key = key
         self._channel: Any = None
@@ -59,7 +59,7 @@ class Notices:
                 self._channel.close()
             self._channel = None
 
-    def _hear(self, redis: "Redis", limit_s: float) -> None:
+    def _hear(self, redis: Redis, limit_s: float) -> None:
         give_up_at = time.monotonic() + limit_s
         if self._channel is None:
             self._channel = redis.pubsub()  # type: ignore[no-untyped-call]
@@ -77,7 +77,7 @@ class Listeners:
         self._free = threading.Semaphore(MOST_LISTENERS)
 
     @contextmanager
-    def listening(self, redis: "Redis", key: str) -> Iterator[Notices]:
+    def listening(self, redis: Redis, key: str) -> Iterator[Notices]:
         """Yield the notices of one key; silent ones when there are too many listeners.
 
         Args:
