@@ -13,7 +13,7 @@ from lab import environment, gluster, hosts, services
 from lab.description import Description
 from lab.errors import LabError
 from lab.hosts import Host
-from lab.layout import GLUSTER_MOUNT, REPOSITORY, Layout
+from lab.layout import REPOSITORY, Layout
 from lab.namespaces import Namespaces
 from lab.processes import Process, ProcessTable
 
@@ -82,7 +82,7 @@ def gluster_roles(
             Role(
                 f"gluster:{host.name}",
                 host.namespaces.command(gluster.mount_command(layout, host.name)),
-                _mounted(table, host.namespaces),
+                _succeeds(table, host.namespaces.command(gluster.mounted_command())),
                 ready_timeout_s=_READY_S,
                 layer=0,
             )
@@ -141,15 +141,6 @@ def _worker(name: str, layout: Layout, lab: Description, arguments: list[str]) -
 def _exists(path: Path) -> Probe:
     async def probe(_: Process) -> bool:
         return path.exists()
-
-    return probe
-
-
-def _mounted(table: ProcessTable, namespaces: Namespaces) -> Probe:
-    answers = _succeeds(table, namespaces.command(["stat", "--file-system", GLUSTER_MOUNT]))
-
-    async def probe(process: Process) -> bool:
-        return gluster.is_mounted(namespaces.holder.pid) and await answers(process)
 
     return probe
 

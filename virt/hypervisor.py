@@ -1,5 +1,6 @@
 """One host's libvirt as the tasks see it; what virt offers for guests is a method here."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
@@ -32,10 +33,13 @@ T = TypeVar("T")
 
 WORK_LIMIT_S = 120.0
 ALL_CELLS = -1
-# Whichever end of QEMU libvirt sees first; a QEMU that gives up has said why, and it would follow.
-_ENDED_WITHOUT_A_WORD = (
-    "qemu unexpectedly closed the monitor",
-    "process exited while connecting to monitor",
+# Whichever end of QEMU libvirt sees first: no listener behind the monitor's socket, no process to
+# put into its cgroup, an end of file. A QEMU that gives up has said why, and it would follow.
+_ENDED_WITHOUT_A_WORD = re.compile(
+    r"failed to connect to monitor socket\b|monitor socket did not show up\b"
+    r"|Unable to (?:read from|write to) monitor\b"
+    r"|(?:qemu unexpectedly closed the monitor|process exited while connecting to monitor"
+    r"|End of file from qemu monitor|: No such process)$"
 )
 
 
@@ -310,7 +314,7 @@ class Hypervisor:
         except HypervisorRefused as error:
             # A QEMU that gives up says why, and libvirt puts it behind a colon.
             said = str(error.details.get("libvirt_message", ""))
-            was_killed = said.endswith(_ENDED_WITHOUT_A_WORD)
+            was_killed = _ENDED_WITHOUT_A_WORD.search(said)
             kind = StartInterrupted if was_killed else StartFailed
             raise kind(error.message, error.details) from error
 
