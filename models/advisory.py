@@ -3,12 +3,12 @@
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+
 
 def lock(session: Session, name: str) -> None:
     """Take an advisory lock for this transaction, waiting for whoever has it."""
-    session.execute(
-        text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
-    )
+    session.execute(_LOCK, {"name": name})
 
 
 def try_lock(session: Session, name: str) -> bool:

@@ -101,7 +101,7 @@ def record_copy(
         "source": source if is_fresh and source else Image.source,
         "sha512": Image.sha512 if sha512 is None else sha512,
     }
-    session.execute(image.on_conflict_do_update(index_elements=["sha256"], set_=known))
+    image = image.on_conflict_do_update(index_elements=["sha256"], set_=known)
     fresh: dict[str, Any] = (
         {"state": "ready", "verified_at": func.clock_timestamp()} if is_fresh else {}
     )
@@ -115,6 +115,7 @@ def record_copy(
         insert(CachedImage)
         .values(host=place.host, pool=place.pool, sha256=found.sha256, **used)
         .on_conflict_do_update(index_elements=["host", "pool", "sha256"], set_=used)
+        .add_cte(image.cte("image"))
     )
 
 

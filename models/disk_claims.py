@@ -3,13 +3,26 @@
 from collections.abc import Mapping
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from models.claims import lock_host_snapshot, split_by_pool
 from models.host import Claim
-from models.image import Image
 from models.instance import Instance
+from models.ledger import Speaker
+
+_CLAIMED = text(
+    "SELECT pool, disk_gib, elsewhere_gib FROM claims WHERE instance_id = :instance_id "
+    "AND host = :host"
+)
+
+
+def find_claimed_gib(session: Speaker, *, host: str, instance_id: UUID) -> dict[str, int] | None:
+    """Return what a guest's claim on a host holds in each pool, GiB; None without a claim."""
+    claimed = session.execute(_CLAIMED, {"instance_id": instance_id, "host": host}).one_or_none()
+    if claimed is None:
+        return None
+    return {**claimed.elsewhere_gib, claimed.pool: claimed.disk_gib}
 
 
 def fit_disk_claim(
@@ -29,14 +42,8 @@ def fit_disk_claim(
         None when it fits; else the first pools on one file system that is too full, and the GiB
         that are free there beside the guest's own claim.
     """
-    is_own = (Claim.instance_id == instance_id) & (Claim.host == host)
-    claimed = session.execute(
-        select(Claim.pool, Claim.disk_gib, Claim.elsewhere_gib).where(is_own)
-    ).one_or_none()
-    if claimed is None:
-        return None
-    claimed_gib = {**claimed.elsewhere_gib, claimed.pool: claimed.disk_gib}
-    if claimed_gib == dict(disk_gib):
+    claimed_gib = find_claimed_gib(session, host=host, instance_id=instance_id)
+    if claimed_gib is None or claimed_gib == dict(disk_gib):
         return None
     snapshot = lock_host_snapshot(session, host)
     if snapshot is None:
@@ -49,14 +56,8 @@ def fit_disk_claim(
         free_gib = snapshot.disk_free_gib(pools[0]) + own_gib
         if sum(disk_gib[pool] for pool in pools) > free_gib:
             return pools, free_gib
-    claim = session.scalars(select(Claim).where(is_own)).one()
+    claim = session.scalars(
+        select(Claim).where(Claim.instance_id == instance_id, Claim.host == host)
+    ).one()
     claim.disk_gib, claim.elsewhere_gib = split_by_pool(disk_gib, claim.pool)
     return None
-
-
-def find_virtual_size(session: Session, sha256: str | None) -> int:
-    """Return the bytes of an image's disk as a guest sees it; 0 for one that no host has seen."""
-    if sha256 is None:
-        return 0
-    found = select(Image.virtual_size_bytes).where(Image.sha256 == sha256)
-    return session.scalar(found) or 0

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, delete, insert, select
+from sqlalchemy import Table, bindparam, delete, insert, select
 from sqlalchemy.orm import Session
 
 from models.base import Base
 from models.disk import Disk
+from models.ledger import Speaker
 
 # These travel with the guest; a config drive is made anew where it goes.
 WRITTEN_KINDS = ("root", "ephemeral", "swap", "data")
@@ -33,14 +34,17 @@ def replace_disks(session: Session, instance_id: UUID, rows: Iterable[dict[str, 
     connection.execute(insert(_DISKS), [{"instance_id": instance_id, **row} for row in rows])
 
 
-def list_disks(session: Session, instance_id: UUID) -> list[Disk]:
-    """Return the disks that a guest writes to, the root disk first."""
-    disks = session.scalars(
-        select(Disk)
-        .where(Disk.instance_id == instance_id, Disk.kind.in_(WRITTEN_KINDS))
-        .order_by(Disk.kind != "root", Disk.target)
-    )
-    return list(disks)
+_WRITTEN = (
+    select(_DISKS)
+    .where(_DISKS.c.instance_id == bindparam("instance_id"), _DISKS.c.kind.in_(WRITTEN_KINDS))
+    .order_by(_DISKS.c.kind != "root", _DISKS.c.target)
+)
+
+
+def list_disks(session: Speaker, instance_id: UUID) -> list[Disk]:
+    """Return the disks that a guest writes to, the root disk first; for looking at only."""
+    rows = session.execute(_WRITTEN, {"instance_id": instance_id})
+    return [Disk(**row) for row in rows.mappings()]
 
 
 def replace_drive(session: Session, instance_id: UUID, row: dict[str, Any]) -> None:

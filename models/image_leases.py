@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from models.advisory import lock
 from models.image_place import ImagePlace
-from models.ledger import StepKey, record_intent
+from models.ledger import Speaker, StepKey, record_intent
 
 _HOLDERS = text(
     r"""
@@ -72,16 +72,22 @@ def list_holders(session: Session, place: ImagePlace) -> dict[str, list[str]]:
 
 def lock_image(session: Session, place: ImagePlace, sha256: str) -> None:
     """Be the only one who takes or breaks a lease on an image, until the transaction ends."""
-    lock(session, f"image:{'' if place.is_shared else place.host}:{place.pool}:{sha256}")
+    lock(session, _name_lock(place, sha256))
+
+
+def _name_lock(place: ImagePlace, sha256: str) -> str:
+    return f"image:{'' if place.is_shared else place.host}:{place.pool}:{sha256}"
 
 
 def take_leases(
-    session: Session, place: ImagePlace, key: StepKey, digests: Sequence[str]
+    session: Speaker, place: ImagePlace, key: StepKey, digests: Sequence[str]
 ) -> dict[str, Any]:
     """Let a step hold images from now until its operation has ended and owes nothing.
 
+    One statement, which has all the locks before it writes.
+
     Args:
-        session: an open transaction.
+        session: a transaction, or a connection for which this one statement is one.
         place: the cache.
         key: the step, which must still be the caller's.
         digests: all that the step holds; they need not be in the cache.
@@ -92,8 +98,7 @@ def take_leases(
     Raises:
         LeaseLost: the step is another worker's.
     """
-    for sha256 in sorted(digests):
-        lock_image(session, place, sha256)
     intents = {"images_held": sorted(digests)}
-    record_intent(session, key, intents)
+    names = [_name_lock(place, sha256) for sha256 in sorted(digests)]
+    record_intent(session, key, intents, locks=names)
     return intents

@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import CheckConstraint, ForeignKey, Index, text, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from innkeeper.states import BootStage, InstanceState, PowerState
 from models.base import Base, Timestamps, enum_by_value
@@ -64,3 +64,9 @@ class Instance(Timestamps, Base):
     disk_gib: Mapped[int]
     fault: Mapped[dict[str, Any] | None]
     deleted_at: Mapped[datetime | None]
+
+
+def write_instance(session: Session, instance_id: UUID, **values: Any) -> None:
+    """Write columns of a guest's row; what the session knows of the guest stays as it was."""
+    table: Any = Instance.__table__
+    session.connection().execute(update(table).where(table.c.id == instance_id).values(**values))

@@ -8,10 +8,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import LeaseLost
@@ -65,48 +66,48 @@ _CLAIM = text(
     WITH before AS (
         SELECT operation_id, position, state, attempt FROM steps
          WHERE operation_id = :operation_id AND position = :position FOR UPDATE
+    ), claimed AS (
+        UPDATE steps s
+           SET state = CASE WHEN s.state IN ('undo', 'undoing') THEN 'undoing' ELSE 'running' END,
+               attempt = s.attempt + 1,
+               failures = s.failures
+                   + CASE WHEN s.state IN ('running', 'undoing') THEN 1 ELSE 0 END,
+               owner = :owner,
+               lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s),
+               started_at = COALESCE(s.started_at, clock_timestamp()),
+               waiting_for = NULL
+          FROM operations o, before
+         WHERE o.id = s.operation_id
+           AND s.operation_id = before.operation_id AND s.position = before.position
+           AND s.not_before <= clock_timestamp()
+           AND (
+                ((o.state IN ('queued', 'running') OR o.owes_since IS NOT NULL)
+                 AND (s.state = 'queued'
+                      OR (s.state = 'running' AND s.lease_expires_at <= clock_timestamp()))
+                 AND NOT EXISTS (
+                    SELECT 1 FROM steps p
+                     WHERE p.operation_id = s.operation_id AND p.position < s.position
+                       AND p.state IN ('queued', 'running', 'undo', 'undoing')))
+             OR ((o.state = 'undoing' OR o.owes_since IS NOT NULL)
+                 AND (s.state = 'undo'
+                      OR (s.state = 'undoing' AND s.lease_expires_at <= clock_timestamp()))
+                 AND NOT EXISTS (
+                    SELECT 1 FROM steps p
+                     WHERE p.operation_id = s.operation_id AND p.position > s.position
+                       AND p.state IN ('running', 'undo', 'undoing')))
+           )
+        RETURNING s.attempt, s.name, s.host, s.state = 'undoing' AS is_undo, s.failures,
+                  s.detail, s.undo,
+                  before.attempt > 0 AND before.state <> 'undo' AS was_begun_before,
+                  (SELECT jsonb_object_agg(d.name, d.detail ORDER BY d.position) FROM steps d
+                    WHERE d.operation_id = s.operation_id AND d.state = 'done') AS details_of_done
+    ), begun AS (
+        UPDATE operations SET state = 'running', started_at = clock_timestamp(),
+               updated_at = clock_timestamp()
+         WHERE id = :operation_id AND state = 'queued'
+           AND EXISTS (SELECT 1 FROM claimed WHERE NOT is_undo)
     )
-    UPDATE steps s
-       SET state = CASE WHEN s.state IN ('undo', 'undoing') THEN 'undoing' ELSE 'running' END,
-           attempt = s.attempt + 1,
-           failures = s.failures + CASE WHEN s.state IN ('running', 'undoing') THEN 1 ELSE 0 END,
-           owner = :owner,
-           lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s),
-           started_at = COALESCE(s.started_at, clock_timestamp()),
-           waiting_for = NULL
-      FROM operations o, before
-     WHERE o.id = s.operation_id
-       AND s.operation_id = before.operation_id AND s.position = before.position
-       AND s.not_before <= clock_timestamp()
-       AND (
-            ((o.state IN ('queued', 'running') OR o.owes_since IS NOT NULL)
-             AND (s.state = 'queued'
-                  OR (s.state = 'running' AND s.lease_expires_at <= clock_timestamp()))
-             AND NOT EXISTS (
-                SELECT 1 FROM steps p
-                 WHERE p.operation_id = s.operation_id AND p.position < s.position
-                   AND p.state IN ('queued', 'running', 'undo', 'undoing')))
-         OR ((o.state = 'undoing' OR o.owes_since IS NOT NULL)
-             AND (s.state = 'undo'
-                  OR (s.state = 'undoing' AND s.lease_expires_at <= clock_timestamp()))
-             AND NOT EXISTS (
-                SELECT 1 FROM steps p
-                 WHERE p.operation_id = s.operation_id AND p.position > s.position
-                   AND p.state IN ('running', 'undo', 'undoing')))
-       )
-    RETURNING s.attempt, s.name, s.host, s.state = 'undoing' AS is_undo, s.failures,
-              s.detail, s.undo, before.attempt > 0 AND before.state <> 'undo' AS was_begun_before,
-              o.state = 'queued' AS is_first,
-              (SELECT jsonb_object_agg(d.name, d.detail ORDER BY d.position) FROM steps d
-                WHERE d.operation_id = s.operation_id AND d.state = 'done') AS details_of_done
-    """
-)
-
-_START_OPERATION = text(
-    """
-    UPDATE operations SET state = 'running', started_at = clock_timestamp(),
-           updated_at = clock_timestamp()
-     WHERE id = :operation_id AND state = 'queued'
+    SELECT * FROM claimed
     """
 )
 
@@ -127,15 +128,13 @@ def claim_step(
         The claim; None when the step is another's, done, not yet due, or its turn has not come.
     """
     # Claiming is what every step does; the session's own bookkeeping would take half as long again.
-    connection = session.connection()
-    row = connection.execute(
+    found = session.connection().execute(
         _CLAIM,
         {"operation_id": operation_id, "position": position, "owner": owner, "lease_s": lease_s},
-    ).one_or_none()
+    )
+    row = found.one_or_none()
     if row is None:
         return None
-    if row.is_first and not row.is_undo:
-        connection.execute(_START_OPERATION, {"operation_id": operation_id})
     return ClaimedStep(
         key=StepKey(operation_id, position, row.attempt, owner),
         name=row.name,
@@ -206,12 +205,18 @@ _MINE = """
 """
 
 
+@cache
+def _update_mine(assignments: str) -> TextClause:
+    return text(f"UPDATE steps SET {assignments} {_MINE}")  # noqa: S608 (constants of this module)
+
+
 def _move(session: Speaker, key: StepKey, assignments: str, **values: Any) -> None:
     """Apply assignments to a step that the key still owns, or raise LeaseLost."""
-    result = session.execute(
-        text(f"UPDATE steps SET {assignments} {_MINE}"),  # noqa: S608 (constants of this module)
-        {**asdict(key), **values},
-    )
+    _execute_move(session, key, _update_mine(assignments), **values)
+
+
+def _execute_move(session: Speaker, key: StepKey, statement: TextClause, **values: Any) -> None:
+    result = session.execute(statement, {**asdict(key), **values})
     if result.rowcount != 1:  # type: ignore[attr-defined]
         raise _lost(key)
 
@@ -241,26 +246,53 @@ class Placement:
     is_held: bool
 
 
+_PLACEMENT = text(
+    """
+    SELECT i.epoch, i.host, i.operation_id IS NOT NULL AS is_held
+      FROM steps s JOIN operations o ON o.id = s.operation_id
+      JOIN instances i ON i.id = o.instance_id
+     WHERE s.operation_id = :operation_id AND s.position = :position
+       AND s.attempt = :attempt AND s.owner = :owner
+       AND s.state IN ('running', 'undoing')
+    """
+)
+
+
 def find_placement_if_owned(session: Speaker, key: StepKey) -> Placement | None:
     """Return the guest's epoch and place as they are now; None when the step is another's."""
-    row = session.execute(
-        text(
-            """
-            SELECT i.epoch, i.host, i.operation_id IS NOT NULL AS is_held
-              FROM steps s JOIN operations o ON o.id = s.operation_id
-              JOIN instances i ON i.id = o.instance_id
-             WHERE s.operation_id = :operation_id AND s.position = :position
-               AND s.attempt = :attempt AND s.owner = :owner
-               AND s.state IN ('running', 'undoing')
-            """
-        ),
-        asdict(key),
-    ).one_or_none()
+    row = session.execute(_PLACEMENT, asdict(key)).one_or_none()
     return None if row is None else Placement(*row)
 
 
-def record_intent(session: Speaker, key: StepKey, undo: dict[str, Any]) -> None:
-    """Write what would have to be removed, before it is made."""
+_INTEND_UNDER_LOCKS = text(
+    f"""
+    WITH locked AS MATERIALIZED (
+        SELECT count(CAST(pg_advisory_xact_lock(hashtextextended(name, 0)) AS text))
+          FROM unnest(CAST(:locks AS text[])) AS name
+    )
+    UPDATE steps SET undo = undo || CAST(:undo AS jsonb) FROM locked {_MINE}
+    """  # noqa: S608 (constants of this module)
+)
+
+
+def record_intent(
+    session: Speaker, key: StepKey, undo: dict[str, Any], *, locks: Sequence[str] = ()
+) -> None:
+    """Write what would have to be removed, before it is made.
+
+    Args:
+        session: a transaction, or a connection for which this one statement is one.
+        key: the step.
+        undo: names what is about to be made; added to what was named before.
+        locks: names of advisory locks, taken in this order before it is written and held until the
+            transaction ends.
+
+    Raises:
+        LeaseLost: the step is another worker's.
+    """
+    if locks:
+        _execute_move(session, key, _INTEND_UNDER_LOCKS, undo=_json(undo), locks=list(locks))
+        return
     _move(session, key, "undo = undo || CAST(:undo AS jsonb)", undo=_json(undo))
 
 
@@ -292,7 +324,11 @@ _COMPLETE_AND_RING = text(
            AND s.state = 'queued'
         RETURNING s.position, s.name, s.host
     )
-    SELECT rung.position, rung.name, rung.host FROM mine LEFT JOIN rung ON true
+    SELECT rung.position, rung.name, rung.host,
+           NOT EXISTS (SELECT 1 FROM steps o
+                        WHERE o.operation_id = mine.operation_id AND o.position <> :position
+                          AND o.state IN ('queued', 'running', 'undo', 'undoing')) AS is_last
+      FROM mine LEFT JOIN rung ON true
     """  # noqa: S608 (constants of this module)
 )
 
@@ -306,11 +342,13 @@ class Rung:
     host: str | None
 
 
-def complete_and_ring(session: Session, key: StepKey, detail: dict[str, Any]) -> Rung | None:
+def complete_and_ring(
+    session: Session, key: StepKey, detail: dict[str, Any]
+) -> tuple[Rung | None, bool]:
     """Record a step as done, and the one after it as rung if that waits for it.
 
     Returns:
-        The one after it; None when none waits.
+        The one after it, None when none waits; and whether nothing of the operation is left.
 
     Raises:
         LeaseLost: the step is another worker's.
@@ -321,7 +359,8 @@ def complete_and_ring(session: Session, key: StepKey, detail: dict[str, Any]) ->
     row = found.one_or_none()
     if row is None:
         raise _lost(key)
-    return None if row.position is None else Rung(row.position, row.name, row.host)
+    following = None if row.position is None else Rung(row.position, row.name, row.host)
+    return following, row.is_last
 
 
 def complete_undo(session: Session, key: StepKey) -> None:

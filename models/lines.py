@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from models.claims import HOST_IS_UP_S
@@ -71,6 +71,16 @@ _ENTRIES = text(
      ORDER BY e.waiting_since NULLS LAST, e.id
     """
 )
+
+
+_SOMEBODY_WAITS = text(
+    "SELECT EXISTS (SELECT 1 FROM steps WHERE state = 'queued' AND waiting_since IS NOT NULL)"
+)
+
+
+def does_somebody_wait(connection: Connection) -> bool:
+    """Tell whether anybody stands in any line; asked before a line is read."""
+    return bool(connection.execute(_SOMEBODY_WAITS).scalar_one())
 
 
 def list_entries(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import Insert, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import Busy, NotFound, StateConflict
@@ -15,6 +15,7 @@ from models.instance import Instance
 from models.ledger import Speaker, StepKey, assert_owned
 from models.migrations import is_in_post_copy
 from models.operation import Operation, OperationAlias, Step
+from models.remaining import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +76,26 @@ def insert_operation(session: Session, new: NewOperation, steps: Sequence[Planne
     The guest is written into it by ``take_instance``, so that a guest that is held by another
     operation is found to be Busy before the one-live-operation index refuses.
     """
-    session.execute(
-        insert(Operation).values(
-            id=new.id,
-            kind=new.kind,
-            params=new.params,
-            request_digest=new.request_digest,
-            idempotency_key=new.idempotency_key,
-            requested_by=new.requested_by,
-            reason=new.reason,
-            src_host=new.src_host,
-            dst_host=new.dst_host,
-            refusals=new.refusals,
-            parent_id=new.parent_id,
-            deadline_at=func.clock_timestamp()
-            + func.make_interval(0, 0, 0, 0, 0, 0, new.deadline_s),
-        )
-    )
+    session.execute(operation_row(new))
     append_steps(session, new.id, steps, first_position=0)
+
+
+def operation_row(new: NewOperation) -> Insert:
+    """Return the statement that writes an operation without its steps."""
+    return insert(Operation).values(
+        id=new.id,
+        kind=new.kind,
+        params=new.params,
+        request_digest=new.request_digest,
+        idempotency_key=new.idempotency_key,
+        requested_by=new.requested_by,
+        reason=new.reason,
+        src_host=new.src_host,
+        dst_host=new.dst_host,
+        refusals=new.refusals,
+        parent_id=new.parent_id,
+        deadline_at=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, new.deadline_s),
+    )
 
 
 def append_steps(
@@ -318,17 +321,15 @@ def is_past_deadline(session: Session, operation_id: UUID) -> bool:
     )
 
 
+_HAS_UNFINISHED = text(
+    "SELECT EXISTS (SELECT 1 FROM steps WHERE operation_id = :o "
+    "AND state IN ('queued', 'running', 'undo', 'undoing'))"
+)
+
+
 def has_unfinished(session: Session, operation_id: UUID) -> bool:
     """True while any step of the operation is yet to be done or undone."""
-    return bool(
-        session.execute(
-            text(
-                "SELECT EXISTS (SELECT 1 FROM steps WHERE operation_id = :o "
-                "AND state IN ('queued', 'running', 'undo', 'undoing'))"
-            ),
-            {"o": operation_id},
-        ).scalar_one()
-    )
+    return bool(session.execute(_HAS_UNFINISHED, {"o": operation_id}).scalar_one())
 
 
 _END = text(
@@ -338,12 +339,14 @@ _END = text(
            SET state = :state, result = CAST(:result AS jsonb), error = CAST(:error AS jsonb),
                finished_at = clock_timestamp(), updated_at = clock_timestamp()
          WHERE id = :id AND state IN ('queued', 'running', 'undoing')
-        RETURNING id
+        RETURNING id, kind, state, result, error
     ), let_go AS (
         UPDATE instances SET operation_id = NULL, updated_at = clock_timestamp()
           FROM ended WHERE instances.operation_id = ended.id
     )
-    SELECT id FROM ended
+    SELECT id, kind, state, result, error,
+           ARRAY(SELECT task_id FROM operation_aliases a WHERE a.operation_id = ended.id)
+      FROM ended
     """
 )
 
@@ -355,11 +358,12 @@ def end_operation(
     *,
     result: dict[str, Any] | None = None,
     error: dict[str, Any] | None = None,
-) -> bool:
+) -> Outcome | None:
     """End an operation and let go of its guest.
 
     Returns:
-        False when it had ended already: whoever comes second changes nothing.
+        Its outcome, to be published after the commit; None when it had ended already: whoever
+        comes second changes nothing.
     """
     ended = session.execute(
         _END,
@@ -370,7 +374,8 @@ def end_operation(
             "error": None if error is None else json.dumps(error, default=str),
         },
     )
-    return ended.one_or_none() is not None
+    row = ended.one_or_none()
+    return None if row is None else Outcome.from_row(row)
 
 
 @dataclass(frozen=True, slots=True)

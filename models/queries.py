@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from innkeeper.addresses import show_address
@@ -21,7 +21,6 @@ from innkeeper.types import (
     StepView,
 )
 from models.claims import list_host_snapshots
-from models.disk import Disk
 from models.event import Event
 from models.host import Host
 from models.instance import Instance
@@ -96,26 +95,24 @@ def _view(
     )
 
 
+_SHOWN_OF_DISK = ("target", "kind", "bus", "format", "size_bytes", "serial", "pool")
+_DISKS_OF = text(
+    """
+    SELECT d.instance_id, d.remote_url IS NOT NULL, d.target, d.kind, d.bus, d.format,
+           d.size_bytes, d.serial, COALESCE(d.pool, i.pool)
+      FROM disks d JOIN instances i ON i.id = d.instance_id
+     WHERE d.instance_id = ANY(CAST(:instance_ids AS uuid[]))
+     ORDER BY d.instance_id, d.kind <> 'root', d.target
+    """
+)
+
+
 def _disks_of(session: Session, instance_ids: list[UUID]) -> dict[UUID, list[DiskView]]:
     found: dict[UUID, list[DiskView]] = {}
-    for disk, pool in session.execute(
-        select(Disk, func.coalesce(Disk.pool, Instance.pool))
-        .join(Instance, Instance.id == Disk.instance_id)
-        .where(Disk.instance_id.in_(instance_ids))
-        .order_by(Disk.instance_id, Disk.kind != "root", Disk.target)
-    ):
-        found.setdefault(disk.instance_id, []).append(
-            DiskView(
-                target=disk.target,
-                kind=disk.kind,
-                bus=disk.bus,
-                format=disk.format,
-                size_bytes=disk.size_bytes,
-                serial=disk.serial,
-                pool=pool,
-                is_remote=disk.remote_url is not None,
-            )
-        )
+    for row in session.execute(_DISKS_OF, {"instance_ids": instance_ids}):
+        instance_id, is_remote, *shown = row
+        fields = dict(zip(_SHOWN_OF_DISK, shown, strict=True))
+        found.setdefault(instance_id, []).append(DiskView(is_remote=is_remote, **fields))
     return found
 
 

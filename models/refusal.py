@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -30,11 +30,12 @@ class Refusal(Base):
     refused_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
 
 
+_FIND = text("SELECT error FROM refusals WHERE task_id = :task_id AND call = :call")
+
+
 def find_refusal(session: Session, task_id: UUID, call: str) -> InnkeeperError | None:
     """Find what this very call was told before; None when it was not refused."""
-    wire = session.scalar(
-        select(Refusal.error).where(Refusal.task_id == task_id, Refusal.call == call)
-    )
+    wire = session.scalar(_FIND, {"task_id": task_id, "call": call})
     return None if wire is None else from_wire(wire)
 
 

@@ -1,6 +1,6 @@
 """What is left of an operation, and what became of it: all that a message needs to be told."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -34,6 +34,12 @@ class Outcome:
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     task_ids: list[UUID]
+
+    @classmethod
+    def from_row(cls, row: Iterable[Any]) -> "Outcome":
+        """Return it from its columns: id, kind, state, result, error, the other task ids."""
+        id_, kind, state, result, error, aliases = row
+        return cls(id_, kind, OperationState(state), result, error, [id_, *aliases])
 
 
 _REMAINING = text(
@@ -73,7 +79,4 @@ _OUTCOMES = text(
 def list_outcomes(connection: Connection, operation_ids: Sequence[UUID]) -> list[Outcome]:
     """Return the outcomes of those operations that have ended."""
     rows = connection.execute(_OUTCOMES, {"ids": list(operation_ids)})
-    return [
-        Outcome(id_, kind, OperationState(state), result, error, [id_, *aliases])
-        for id_, kind, state, result, error, aliases in rows
-    ]
+    return [Outcome.from_row(row) for row in rows]

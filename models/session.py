@@ -15,6 +15,7 @@ S = TypeVar("S", Session, Connection)
 
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
+PATIENCE_S = 20.0
 # Said by a trigger to whoever writes an event: see models/event.py.
 NEWS_SQLSTATE = "IK001"
 
@@ -42,6 +43,15 @@ def is_retryable(exc: BaseException) -> bool:
         "08001",
         "08003",
     }
+
+
+# Made once: what it says is the same each time, and it keeps its state by thread.
+_RETRYING = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(is_retryable),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=1),
+    stop=tenacity.stop_after_delay(PATIENCE_S),
+    reraise=True,
+)
 
 
 class Database:
@@ -104,7 +114,7 @@ class Database:
             yield session
         self._pass_on_news()
 
-    def run(self, work: Callable[[Session], T], *, patience_s: float = 20) -> T:
+    def run(self, work: Callable[[Session], T], *, patience_s: float = PATIENCE_S) -> T:
         """Run ``work`` in a transaction, again on lost connections and serialization failures.
 
         Args:
@@ -116,7 +126,7 @@ class Database:
         """
         return self._run(work, self.transaction, patience_s)
 
-    def run_one(self, work: Callable[[Connection], T], *, patience_s: float = 20) -> T:
+    def run_one(self, work: Callable[[Connection], T], *, patience_s: float = PATIENCE_S) -> T:
         """Run ``work`` that is one plain statement, which is a transaction by itself.
 
         Args:
@@ -140,12 +150,10 @@ class Database:
         begin: Callable[[], AbstractContextManager[S]],
         patience_s: float,
     ) -> T:
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_retryable),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=1),
-            stop=tenacity.stop_after_delay(patience_s),
-            reraise=True,
-        ):
+        retrying = _RETRYING
+        if patience_s != PATIENCE_S:
+            retrying = retrying.copy(stop=tenacity.stop_after_delay(patience_s))
+        for attempt in retrying:
             with attempt, begin() as handle:
                 result = work(handle)
         return result

@@ -138,7 +138,16 @@ class Bells:
         Returns:
             How many the result backend has taken.
         """
-        ended = self._database.run_one(lambda connection: list_outcomes(connection, operation_ids))
+        return self.publish(
+            self._database.run_one(lambda connection: list_outcomes(connection, operation_ids))
+        )
+
+    def publish(self, ended: Sequence[Outcome]) -> int:
+        """Store outcomes for those who wait, and write down that this was done.
+
+        Returns:
+            How many the result backend has taken.
+        """
         published: list[UUID] = []
         try:
             for outcome in ended:

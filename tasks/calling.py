@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from models.children import wake_whole
+from models.lines import does_somebody_wait
 from models.operation import Operation
 from models.session import Database
 from tasks.bells import Bells
@@ -32,7 +33,8 @@ def call_waiting(
         has_ended: whether it has come to its end.
     """
     is_awaited = has_ended and operation.parent_id is not None
-    if not doors and not is_awaited:
+    has_left = bool(doors) and database.run_one(does_somebody_wait)
+    if not has_left and not is_awaited:
         return
 
     def find(session: Session) -> list[UUID]:

@@ -6,10 +6,8 @@ nobody else claims there.
 """
 
 from collections.abc import Mapping
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from innkeeper.types import InstanceSpec
@@ -20,8 +18,8 @@ from models.claims import (
     split_by_pool,
 )
 from models.disks import list_disks
-from models.image import CachedImage, Image
 from models.instance import Instance
+from models.known_image import KnownImage, find_known_image
 from models.server_groups import lock_group_stand
 from tasks.disk_plan import add_up_gib, plan_disks, size_gib
 from tasks.guest_pools import pool_of
@@ -34,6 +32,7 @@ def demand_of(
     *,
     may_split_group: bool = False,
     keeps_group: bool = True,
+    image: KnownImage | None = None,
     disk_gib: Mapping[str, int] | None = None,
 ) -> Demand:
     """Return what a guest needs of a host, as of now.
@@ -45,16 +44,18 @@ def demand_of(
         instance: the guest, held by the operation that places it.
         may_split_group: see ``MigrationPolicy``.
         keeps_group: False for whoever only foretells, and locks nothing.
+        image: what is known of its image, where that was asked already.
         disk_gib: what its disks may grow to in each pool, where that was counted already.
     """
     group = lock_group_stand(session, instance, keeps=keeps_group)
+    image = image or _find_image(session, instance)
     return Demand(
         vcpus=instance.vcpus,
         memory_mib=instance.memory_mib,
-        disk_gib=_count_disk_gib(session, instance) if disk_gib is None else disk_gib,
+        disk_gib=_count_disk_gib(session, instance, image) if disk_gib is None else disk_gib,
         group=group,
         may_split_group=may_split_group,
-        image_on=_find_hosts_with_image(session, instance),
+        image_on=image.hosts,
     )
 
 
@@ -88,12 +89,13 @@ def choose_and_claim(
     """
     names, refusals = rank(list_host_snapshots(session), demand, wanted=wanted, ignored=ignored)
     for name in names:
-        # A host that does not fit after all is let go of again with the savepoint.
-        attempt = session.begin_nested()
+        # A host that does not fit after all is let go of again with the savepoint, for the next.
+        attempt = session.begin_nested() if name != names[-1] else None
         snapshot = lock_host_snapshot(session, name)
         late = list_refusals(snapshot, demand) if snapshot is not None else []
         if snapshot is None or late:
-            attempt.rollback()
+            if attempt is not None:
+                attempt.rollback()
             refusals.extend(late)
             continue
         own_gib, elsewhere_gib = split_by_pool(demand.disk_gib, instance.pool)
@@ -110,35 +112,25 @@ def choose_and_claim(
             },
             elsewhere_gib=elsewhere_gib,
         )
-        attempt.commit()
+        if attempt is not None:
+            attempt.commit()
         return name, refusals
     raise no_host_fits(f"instance {instance.name}", refusals, wanted=wanted)
 
 
-def _count_disk_gib(session: Session, instance: Instance) -> dict[str, int]:
+def _count_disk_gib(session: Session, instance: Instance, image: KnownImage) -> dict[str, int]:
     """Count what the disks may grow to; a root disk of the image's size by that, where known."""
     made = list_disks(session, instance.id)
     if made:
         return add_up_gib((pool_of(instance, disk), disk.size_bytes) for disk in made)
-    image_bytes = session.scalar(select(Image.virtual_size_bytes).where(_is_image(instance)))
     spec = InstanceSpec.model_validate(instance.spec)
-    return size_gib(plan_disks(spec, image_bytes=image_bytes or 0))
+    return size_gib(plan_disks(spec, image_bytes=image.virtual_size_bytes))
 
 
-def _find_hosts_with_image(session: Session, instance: Instance) -> frozenset[str]:
-    rows = session.scalars(
-        select(CachedImage.host)
-        .join(Image, Image.sha256 == CachedImage.sha256)
-        .where(_is_image(instance), CachedImage.pool == instance.pool, CachedImage.state == "ready")
+def _find_image(session: Session, instance: Instance) -> KnownImage:
+    return find_known_image(
+        session,
+        sha256=instance.image_sha256 or instance.spec.get("sha256"),
+        sha512=instance.spec.get("sha512"),
+        pool=instance.pool,
     )
-    return frozenset(rows)
-
-
-def _is_image(instance: Instance) -> Any:
-    """Return the condition by which a guest's image is found before anything was fetched."""
-    if instance.image_sha256 is not None:
-        return Image.sha256 == instance.image_sha256
-    sha256, sha512 = instance.spec.get("sha256"), instance.spec.get("sha512")
-    if sha256 is not None:
-        return Image.sha256 == sha256
-    return (Image.sha512 == sha512) & Image.sha512.is_not(None)

@@ -19,6 +19,7 @@ from models import debts, ledger, operations
 from models.instance import Instance
 from models.operation import Operation, Step
 from models.queries import record_event
+from models.remaining import Outcome
 from tasks.workflow import RollForward, Workflow
 
 
@@ -49,14 +50,23 @@ def end_if_done(session: Session, workflow: Workflow, operation_id: UUID) -> boo
     """
     if operations.has_unfinished(session, operation_id):
         return False
+    end_done(session, workflow, operation_id)
+    return True
+
+
+def end_done(session: Session, workflow: Workflow, operation_id: UUID) -> Outcome | None:
+    """End an operation whose steps are all done, or close its books when it has ended already.
+
+    Returns:
+        Its outcome; None when it had ended before.
+    """
     operation = session.get_one(Operation, operation_id, populate_existing=True)
     if operation.state.is_final:
         _settle(session, workflow, operation, went_forward=True)
-        return True
+        return None
     result = workflow.on_success(session, operation)
     session.flush()
-    operations.end_operation(session, operation_id, OperationState.SUCCEEDED, result=result)
-    return True
+    return operations.end_operation(session, operation_id, OperationState.SUCCEEDED, result=result)
 
 
 def turn_back(

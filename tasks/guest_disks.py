@@ -25,10 +25,10 @@ def get_guest_disks(context: StepContext) -> list[Disk]:
     """Return the disks that the guest writes to, the root disk first."""
     instance = context.instance
 
-    def read(session: Session) -> list[Disk]:
-        return list_disks(session, instance.id) or _disks_of_release_0_1(session, instance)
-
-    return context.database.run(read)
+    database = context.database
+    return database.run_one(lambda connection: list_disks(connection, instance.id)) or database.run(
+        lambda session: _disks_of_release_0_1(session, instance)
+    )
 
 
 def get_config_drives(context: StepContext) -> tuple[CdromSpec, ...]:

@@ -181,8 +181,8 @@ def _lease(context: StepContext, pool: Pool, sha256: str) -> None:
     if sha256 in held:
         return
     place = pool.place_on(context.host.name)
-    intents = context.database.run(
-        lambda session: take_leases(session, place, context.step.key, [*held, sha256])
+    intents = context.database.run_one(
+        lambda connection: take_leases(connection, place, context.step.key, [*held, sha256])
     )
     context.step.undo.update(intents)
 

@@ -9,6 +9,7 @@ from innkeeper.errors import HypervisorUnavailable, InnkeeperError, LeaseLost, O
 from models import ledger, operations
 from models.ledger import Rung
 from models.operation import Operation
+from models.remaining import Outcome
 from tasks import endings
 from tasks.calling import call_waiting
 from tasks.claiming import try_claim
@@ -37,24 +38,24 @@ def record_done(
     """
     keeps = lock is not None and not done.rings_anew
 
-    def record(session: Session) -> tuple[bool, Claim | None]:
-        following = ledger.complete_and_ring(session, claim.step.key, done.detail)
+    def record(session: Session) -> tuple[bool, Outcome | None, Claim | None]:
+        following, is_last = ledger.complete_and_ring(session, claim.step.key, done.detail)
         if done.commit is not None:
             done.commit(session)
-        has_ended = following is None and endings.end_if_done(
-            session, claim.workflow, claim.operation.id
-        )
+        outcome = endings.end_done(session, claim.workflow, claim.operation.id) if is_last else None
         ahead = _claim_ahead(session, engine, claim, following) if keeps and following else None
         crash_point(claim.where, "recording")
-        return has_ended, ahead
+        return is_last, outcome, ahead
 
-    has_ended, ahead = engine.database.run(record)
+    has_ended, outcome, ahead = engine.database.run(record)
     if ahead is not None and lock is not None:
         _keep_in_hand(engine, ahead, lock)
     crash_point(claim.where, "recorded")
-    log.info("step done", **done.detail)
-    if has_ended:
+    if outcome is not None:
+        engine.bells.publish([outcome])
+    elif has_ended:
         engine.bells.publish_outcome(claim.operation.id)
+    log.info("step done", **done.detail)
     call_waiting(
         engine.database,
         engine.bells,

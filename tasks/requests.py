@@ -35,18 +35,19 @@ from innkeeper.types import (
     parse_request,
 )
 from models.advisory import lock
-from models.disk_claims import find_virtual_size
 from models.drains import find_live_drain
 from models.fencing import list_residents
 from models.host import Host
 from models.hosts import disable_host
 from models.instance import Instance
+from models.known_image import find_known_image
 from models.operation import Migration, Operation, OperationAlias
 from models.operations import (
     NewOperation,
     append_steps,
     get_instance_by_reference,
     insert_operation,
+    operation_row,
     place_new_instance,
     take_instance,
 )
@@ -113,6 +114,12 @@ def digest_request(kind: str, fields: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+# The comparison with no key at all is never true.
+_KNOWN = text(
+    "SELECT id, kind, request_digest FROM operations WHERE id = :id OR idempotency_key = :key"
+)
+
+
 def find_repeated(
     session: Session, envelope: Envelope, kind: str, fields: dict[str, Any]
 ) -> UUID | None:
@@ -128,13 +135,7 @@ def find_repeated(
     for name in filter(None, (str(envelope.operation_id), envelope.idempotency_key)):
         lock(session, f"request:{name}")
     known = session.execute(
-        select(Operation.id, Operation.kind, Operation.request_digest).where(
-            (Operation.id == envelope.operation_id)
-            | (
-                (Operation.idempotency_key == envelope.idempotency_key)
-                & Operation.idempotency_key.is_not(None)
-            )
-        )
+        _KNOWN, {"id": envelope.operation_id, "key": envelope.idempotency_key}
     ).first()
     if known is None:
         return None
@@ -197,10 +198,10 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
     """
     spec = parse_request(InstanceSpec, fields.get("spec"))
     refuse_impossible(spec)
-    disk_gib = size_gib(plan_disks(spec, image_bytes=find_virtual_size(session, spec.sha256)))
+    image = find_known_image(session, sha256=spec.sha256, sha512=spec.sha512, pool=spec.pool)
+    disk_gib = size_gib(plan_disks(spec, image_bytes=image.virtual_size_bytes))
     wire = spec.model_dump(mode="json")
     new = _new(envelope, "spawn", fields, {}, deadline_s=SPAWN_MARGIN_S + spec.boot_timeout_s)
-    insert_operation(session, new, [])
     instance = session.scalars(
         upsert(Instance)
         .values(
@@ -219,6 +220,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
             index_elements=[Instance.name], index_where=text("state <> 'deleted'")
         )
         .returning(Instance)
+        .add_cte(operation_row(new).cte("operation"))
     ).one_or_none()
     if instance is None:
         raise AlreadyExists(
@@ -230,7 +232,7 @@ def accept_spawn(session: Session, envelope: Envelope, fields: dict[str, Any]) -
         session,
         instance=instance,
         operation_id=new.id,
-        demand=demand_of(session, instance, disk_gib=disk_gib),
+        demand=demand_of(session, instance, image=image, disk_gib=disk_gib),
         wanted=spec.host,
         ignored=frozenset(),
     )

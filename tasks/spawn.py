@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from innkeeper.states import InstanceState, PowerState
+from innkeeper.states import BootStage, InstanceState, PowerState
 from models.claims import release_claim
 from models.disks import forget_disks
 from models.event import Event
@@ -16,7 +16,7 @@ from tasks.admission import LIMIT_BUILDS
 from tasks.guest_data import wants_agent_files, wants_drive
 from tasks.next_host import choose_next_host
 from tasks.spawn_steps.agent_files import inject_files
-from tasks.spawn_steps.boot import wait_boot
+from tasks.spawn_steps.boot import is_watched, wait_boot
 from tasks.spawn_steps.config_drive import build_config_drive
 from tasks.spawn_steps.disks import create_disks, remove_disks
 from tasks.spawn_steps.domain import define_domain, remove_domain, render_xml, start_domain
@@ -39,7 +39,8 @@ def _succeed(session: Session, operation: Operation) -> dict[str, Any]:
             state=InstanceState.ACTIVE,
             power_state=PowerState.RUNNING,
             power_observed_at=func.clock_timestamp(),
-            boot_stage=stage.scalar_subquery(),
+            # Who only wanted it to run has no step that watched it.
+            boot_stage=func.coalesce(stage.scalar_subquery(), BootStage.RUNNING.value),
         )
         .returning(Instance),
         execution_options={"populate_existing": True, "synchronize_session": False},
@@ -86,7 +87,7 @@ SPAWN = Workflow(
         StepSpec("render_xml", On.DST, render_xml, is_harmless=True),
         StepSpec("define_domain", On.DST, define_domain, undo=remove_domain, intends=True),
         StepSpec("start_domain", On.DST, start_domain),
-        StepSpec("wait_boot", On.DST, wait_boot),
+        StepSpec("wait_boot", On.DST, wait_boot, wanted_by=is_watched),
         StepSpec("inject_files", On.DST, inject_files, wanted_by=wants_agent_files),
     ),
     on_success=_succeed,

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from models import ledger, sweep
 from tasks.engine import Engine
 from tasks.own_queue import let_go_of_next
+from workers.interpreter import tune_interpreter
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +58,7 @@ def run_worker(
 
     def ready(sender: object, **_: object) -> None:
         engine.own_queue.open(sender, queue)
+        tune_interpreter()
         # Not in the consumer's thread, which Postgres may keep waiting.
         threading.Thread(target=take_over, name="take-over", daemon=True).start()
 

@@ -1,10 +1,18 @@
 """The guest's boot: watched until it is as far as was asked for."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from innkeeper.states import BootStage
 from innkeeper.types import InstanceSpec
 from tasks.context import StepContext
 from tasks.workflow import Done
 from virt.boot import wait_for_boot
+
+
+def is_watched(spec: Mapping[str, Any]) -> bool:
+    """Tell whether a boot is watched: that a guest runs, libvirt's start has said already."""
+    return BootStage(spec.get("wait", BootStage.RUNNING)) is not BootStage.RUNNING
 
 
 def wait_boot(context: StepContext) -> Done:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from innkeeper.errors import HostUnsuitable
 from innkeeper.types import InstanceSpec
-from models.disk_claims import fit_disk_claim
+from models.disk_claims import find_claimed_gib, fit_disk_claim
 from models.disks import replace_disks
 from tasks.context import StepContext, get_pool
 from tasks.disk_plan import PlannedDisk, name_together, plan_disks, size_gib
@@ -109,6 +109,12 @@ def _claim(context: StepContext, disk_gib: Mapping[str, int]) -> None:
         HostUnsuitable: the host has no room for it.
     """
     host, instance = context.host.name, context.instance
+    # Mostly it is right as it is, and one look tells.
+    claimed_gib = context.database.run_one(
+        lambda connection: find_claimed_gib(connection, host=host, instance_id=instance.id)
+    )
+    if claimed_gib == disk_gib:
+        return
     too_full = context.database.run(
         lambda session: fit_disk_claim(
             session, host=host, instance_id=instance.id, disk_gib=disk_gib

@@ -1,11 +1,10 @@
 """The guest's domain: described, defined, started, and undone."""
 
-from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from innkeeper.errors import StaleDomain
 from innkeeper.types import InstanceSpec
-from models.instance import Instance
+from models.instance import write_instance
 from tasks.context import StepContext
 from tasks.direct_boot import describe_kernel
 from tasks.guest_abi import freeze, require_offered
@@ -47,15 +46,13 @@ def render_xml(context: StepContext) -> Done:
     instance_id, epoch, digest = context.instance.id, context.operation.epoch, digest_xml(xml)
 
     def commit(session: Session) -> None:
-        session.execute(
-            update(Instance)
-            .where(Instance.id == instance_id)
-            .values(
-                domain_xml=xml,
-                domain_xml_sha256=digest,
-                domain_epoch=epoch,
-                guest_abi=abi.model_dump(mode="json"),
-            )
+        write_instance(
+            session,
+            instance_id,
+            domain_xml=xml,
+            domain_xml_sha256=digest,
+            domain_epoch=epoch,
+            guest_abi=abi.model_dump(mode="json"),
         )
 
     return Done({"sha256": digest, "machine": domain.machine}, commit)

@@ -1,10 +1,9 @@
 """The image: brought into the cache of the guest's pool."""
 
-from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from innkeeper.types import InstanceSpec
-from models.instance import Instance
+from models.instance import write_instance
 from tasks.context import StepContext
 from tasks.direct_boot import fetch_direct_boot
 from tasks.image_holding import Origin, hold_image, record_held
@@ -55,9 +54,7 @@ def fetch_image(context: StepContext) -> Done:
     def commit(session: Session) -> None:
         record_kernel(session)
         record_held(session, place, image, origin)
-        session.execute(
-            update(Instance).where(Instance.id == instance.id).values(image_sha256=image.digest)
-        )
+        write_instance(session, instance.id, image_sha256=image.digest)
 
     return Done(
         {

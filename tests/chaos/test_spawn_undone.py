@@ -31,6 +31,7 @@ STEPS = tuple(step.name for step in SPAWN.steps)
 # What a guest must ask for so that a step that not every guest has is planned.
 ASKING_FOR: dict[str, dict[str, Any]] = {
     "build_config_drive": {"data": {"drive": "config-2", "user_data": "#!/bin/true"}},
+    "wait_boot": {"wait": "console"},
     "inject_files": {
         "data": {"files": [{"path": "/root/x", "content": "eA==", "via": "agent"}]},
     },

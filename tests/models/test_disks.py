@@ -8,11 +8,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from models.claims import insert_claim, list_host_snapshots
-from models.disk_claims import find_virtual_size, fit_disk_claim
+from models.disk_claims import fit_disk_claim
 from models.disks import forget_disks, list_disks, replace_disks
 from models.host import Claim
 from models.image import Image
 from models.instance import Instance
+from models.known_image import KnownImage, find_known_image
 from models.session import Database
 from tests.models.rows import add_host, add_instance, add_operation
 
@@ -126,12 +127,16 @@ def test_a_claim_grows_by_what_pools_on_one_file_system_have_together(database: 
     assert fit(local=11, other=6) == (("local", "other"), 10.0)
 
 
+def find(session: Session, *, sha256: str | None = None) -> KnownImage:
+    return find_known_image(session, sha256=sha256, sha512=None, pool="local")
+
+
 def test_the_size_of_an_image_is_known_once_a_host_has_seen_it(database: Database) -> None:
     with database.transaction() as session:
-        assert find_virtual_size(session, None) == find_virtual_size(session, A) == 0
+        assert find(session) == find(session, sha256=A) == KnownImage()
         session.add(Image(sha256=A, format="raw", size_bytes=1, virtual_size_bytes=77, source="/i"))
         session.flush()
-        assert find_virtual_size(session, A) == 77
+        assert find(session, sha256=A) == KnownImage(77)
 
 
 def test_disks_are_replaced_and_forgotten_but_for_a_config_drive(database: Database) -> None:

@@ -1,10 +1,11 @@
 """Who holds a cached image, on a real Postgres."""
 
+import threading
 from collections.abc import Callable
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func, text, update
 from sqlalchemy.orm import Session
 
 from innkeeper.states import InstanceState, OperationState
@@ -12,12 +13,13 @@ from models import debts, ledger, operations
 from models.cached_images import Found, list_peers, mark_rotten, record_copy
 from models.disk import Disk
 from models.host import Host
-from models.image_leases import list_holders, take_leases
+from models.image_leases import list_holders, lock_image, take_leases
 from models.image_place import ImagePlace
 from models.instance import Instance
 from models.operation import Operation
 from models.session import Database
 from tests.models.rows import add_host, add_instance, add_operation
+from tests.waiting import PATIENCE_S, wait_until
 
 A, B = "a" * 64, "b" * 64
 HERE = ImagePlace("hv-a", "local", is_shared=False)
@@ -146,6 +148,33 @@ def test_a_step_holds_what_it_intends_until_its_operation_has_ended(database: Da
         assert set(list_holders(session, HERE)) == {A, B}
         operations.end_operation(session, operation_id, OperationState.SUCCEEDED, result={})
         assert list_holders(session, HERE) == {}
+
+
+def test_a_lease_is_not_taken_while_another_looks_whether_there_is_one(database: Database) -> None:
+    with database.transaction() as session:
+        operation_id = add_operation(
+            session, add_instance(session, "vm-1", host="hv-a"), host="hv-a"
+        )
+        claimed = ledger.claim_step(session, operation_id, 0, owner="n#1")
+    assert claimed is not None
+    taker = threading.Thread(
+        target=lambda: database.run_one(
+            lambda connection: take_leases(connection, HERE, claimed.key, [A, B])
+        )
+    )
+    with database.transaction() as session:
+        lock_image(session, HERE, B)
+        taker.start()
+        wait_until(lambda: _count_waiting(session) == 1, what="the taker waits")
+        assert list_holders(session, HERE) == {}
+    taker.join(PATIENCE_S)
+    with database.transaction() as session:
+        assert set(list_holders(session, HERE)) == {A, B}
+
+
+def _count_waiting(session: Session) -> int:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    return int(session.execute(waiting).scalar_one())
 
 
 def test_peers_are_living_hosts_with_a_sound_copy(database: Database) -> None:

@@ -69,7 +69,7 @@ def test_a_spawn_whose_host_is_lost_ends_and_is_cleaned_up_when_it_is_back(
     host = lab.hosts[0]
     point = "spawn.wait_boot:claimed"
     crash.arm_kill(point)
-    operation = client.spawn(name=name, host=host, **boot_guest)
+    operation = client.spawn(name=name, host=host, wait="console", **boot_guest)
     kill_at(lab, crash, point, host)
     error = fail_by_deadline(records, operation)
     assert error.effect == "unknown"

@@ -18,7 +18,7 @@ from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.lab
 
-STEPS = ("fetch_image", "create_disks", "render_xml", "define_domain", "start_domain", "wait_boot")
+STEPS = ("fetch_image", "create_disks", "render_xml", "define_domain", "start_domain")
 
 
 @contextmanager
@@ -71,6 +71,14 @@ def test_flower_is_told_of_every_step_as_a_task_of_its_own(
             what="every step was received, started and has succeeded",
         )
     assert len(tasks()) == len(STEPS) + 1, "one task for each step, and the request"
+
+
+def test_nobody_watches_the_boot_of_a_guest_that_only_has_to_run(
+    client: Innkeeper, lab: Lab, name: str, boot_guest: dict[str, Any]
+) -> None:
+    spawned = client.spawn(name=name, host=lab.hosts[0], **boot_guest)
+    assert spawned.wait(PATIENCE_S)["boot_stage"] == "running"
+    assert tuple(step.name for step in spawned.view().steps) == STEPS
 
 
 def test_an_operation_goes_on_while_redis_is_away(

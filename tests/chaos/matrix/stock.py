@@ -116,7 +116,7 @@ class Stock:
         if case.label == FILES:
             file = {"path": "/run/told", "content": "", "via": "agent"}
             return {**self._stage.linux_guest(), "data": {"drive": "config-2", "files": [file]}}
-        return {**self._stage.boot_guest(), "data": {"drive": "config-2"}}
+        return {**self._stage.boot_guest(), "data": {"drive": "config-2"}, "wait": "console"}
 
     def forget(self, name: str | None) -> None:
         """Use a guest no more; it is deleted if that is possible."""

@@ -226,7 +226,7 @@ class _Run:
             "pool": POOLS.get(case.label, "local"),
         }
         if case.kind == "spawn":
-            return Ask("spawn", self._guest, fields)
+            return Ask("spawn", self._guest, fields | {"wait": "console"})
         stage.client.spawn(name=self._guest, **fields).wait(60)
         return Ask("live_migrate", self._guest, {"dst": self._dst})
 
