@@ -42,6 +42,8 @@ def record_done(
         following, is_last = ledger.complete_and_ring(session, claim.step.key, done.detail)
         if done.commit is not None:
             done.commit(session)
+            # What a step commits may plan others.
+            is_last = is_last and not operations.has_unfinished(session, claim.operation.id)
         outcome = endings.end_done(session, claim.workflow, claim.operation.id) if is_last else None
         ahead = _claim_ahead(session, engine, claim, following) if keeps and following else None
         crash_point(claim.where, "recording")
