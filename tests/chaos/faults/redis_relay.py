@@ -55,6 +55,7 @@ class Client(asyncio.Protocol):
         self._reader: CommandReader | None = CommandReader()
         self._database = 0
         self._upstream: asyncio.Transport | None = None
+        self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -78,10 +79,15 @@ class Client(asyncio.Protocol):
             upstream.abort()
             return
         self._upstream = upstream
+        for data in self._early:
+            self.data_received(data)
         self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        assert self._upstream is not None
+        if self._upstream is None:
+            # The first releases of Python 3.11 do not heed a pause asked for in connection_made.
+            self._early.append(data)
+            return
         if self._reader is None:
             self._upstream.write(data)
             return
