@@ -3,7 +3,18 @@
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+
+def key_of(name: str) -> str:
+    """Return the SQL of a lock's key; whoever takes a lock in a statement of his own uses it, too.
+
+    Args:
+        name: the SQL expression of the lock's name.
+    """
+    return f"hashtextextended({name}, 0)"
+
+
+_LOCK = text(f"SELECT pg_advisory_xact_lock({key_of(':name')})")
+_TRY_LOCK = text(f"SELECT pg_try_advisory_xact_lock({key_of(':name')})")
 
 
 def lock(session: Session, name: str) -> None:
@@ -13,8 +24,4 @@ def lock(session: Session, name: str) -> None:
 
 def try_lock(session: Session, name: str) -> bool:
     """Take an advisory lock for this transaction; False when another has it."""
-    return bool(
-        session.execute(
-            text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
-        ).scalar_one()
-    )
+    return bool(session.execute(_TRY_LOCK, {"name": name}).scalar_one())

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from innkeeper.errors import LeaseLost
 from innkeeper.states import StepState
+from models.advisory import key_of
 
 LEASE_S = 15.0
 
@@ -267,7 +268,7 @@ def find_placement_if_owned(session: Speaker, key: StepKey) -> Placement | None:
 _INTEND_UNDER_LOCKS = text(
     f"""
     WITH locked AS MATERIALIZED (
-        SELECT count(CAST(pg_advisory_xact_lock(hashtextextended(name, 0)) AS text))
+        SELECT count(CAST(pg_advisory_xact_lock({key_of("name")}) AS text))
           FROM unnest(CAST(:locks AS text[])) AS name
     )
     UPDATE steps SET undo = undo || CAST(:undo AS jsonb) FROM locked {_MINE}

@@ -23,9 +23,7 @@ SOURCE_TIMEOUT_S = 6
 
 def get_guest_disks(context: StepContext) -> list[Disk]:
     """Return the disks that the guest writes to, the root disk first."""
-    instance = context.instance
-
-    database = context.database
+    instance, database = context.instance, context.database
     return database.run_one(lambda connection: list_disks(connection, instance.id)) or database.run(
         lambda session: _disks_of_release_0_1(session, instance)
     )

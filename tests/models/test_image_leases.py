@@ -41,6 +41,14 @@ def set_instance(session: Session, instance_id: UUID, **values: object) -> None:
     session.execute(update(Instance).where(Instance.id == instance_id).values(**values))
 
 
+def begin_operation(session: Session) -> ledger.ClaimedStep:
+    """Claim the first step of an operation of a guest on hv-a."""
+    operation_id = add_operation(session, add_instance(session, "vm-1", host="hv-a"), host="hv-a")
+    claimed = ledger.claim_step(session, operation_id, 0, owner="n#1")
+    assert claimed is not None
+    return claimed
+
+
 def add_disk(
     session: Session, instance_id: UUID, backing: str | None, remote_url: str | None = None
 ) -> None:
@@ -134,11 +142,8 @@ def test_a_guest_on_its_way_holds_its_image_on_both_sides(database: Database) ->
 
 def test_a_step_holds_what_it_intends_until_its_operation_has_ended(database: Database) -> None:
     with database.transaction() as session:
-        operation_id = add_operation(
-            session, add_instance(session, "vm-1", host="hv-a"), host="hv-a"
-        )
-        claimed = ledger.claim_step(session, operation_id, 0, owner="n#1")
-        assert claimed is not None
+        claimed = begin_operation(session)
+        operation_id = claimed.key.operation_id
         take_leases(session, HERE, claimed.key, [A])
         take_leases(session, HERE, claimed.key, [A, B])
         holder = [f"stop {operation_id}"]
@@ -152,11 +157,7 @@ def test_a_step_holds_what_it_intends_until_its_operation_has_ended(database: Da
 
 def test_a_lease_is_not_taken_while_another_looks_whether_there_is_one(database: Database) -> None:
     with database.transaction() as session:
-        operation_id = add_operation(
-            session, add_instance(session, "vm-1", host="hv-a"), host="hv-a"
-        )
-        claimed = ledger.claim_step(session, operation_id, 0, owner="n#1")
-    assert claimed is not None
+        claimed = begin_operation(session)
     taker = threading.Thread(
         target=lambda: database.run_one(
             lambda connection: take_leases(connection, HERE, claimed.key, [A, B])
